@@ -1,0 +1,47 @@
+"""The cache digest: an HMAC over everything that changes pixels, keyed per scope so that prompts cannot be guessed.
+
+Pure. A field is in it or is listed as left out; the test of this module fails when `Request` grows a field that nobody
+decided about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+
+from app.domain.job import Job
+
+# Fields of Request that change pixels, and those that do not.
+INCLUDED = ("job_type", "parameters", "seed", "output", "fit", "uploads", "safety_asked")
+LEFT_OUT = ("seed_given", "response_format", "user", "tags")
+
+
+def scope_secret(pepper: bytes, scope: str) -> bytes:
+    """The key of one cache scope (a tenant or a named pool)."""
+    return hmac.digest(pepper, b"kontext-gateway/scope/" + scope.encode(), "sha256")
+
+
+def fingerprint(job: Job, *, secret: bytes, gate_version: int, keep_metadata: bool) -> str:
+    """Hex digest (64 characters) of the job's pixels-to-be.
+
+    The effective safety tolerance is in it through `config`; the asked one matters only through it. For each input it is
+    the digest of the upload as it came, with `fit` and the gate's version, so that a hit never decodes.
+    """
+    request = job.request
+    inputs: Mapping[str, str] = {name: hashlib.sha256(data).hexdigest() for name, data in request.uploads.items()}
+    canonical = json.dumps(
+        [
+            job.type.type,
+            job.type.version,
+            dict(job.config),
+            request.output,
+            [inputs, request.fit, gate_version, keep_metadata] if inputs else None,
+        ],
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=True,
+        allow_nan=False,
+    )
+    return hmac.digest(secret, canonical.encode("ascii"), "sha256").hex()

@@ -1,0 +1,50 @@
+"""Money arithmetic, all of it: integer micro-dollars (1 USD = 1,000,000) in, integer micro-dollars out.
+
+A price is known before a job is sent, so a cap can be exact. Pure; called by the catalogue, the pipeline and replies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+
+MICRO = 1_000_000
+
+
+def parse_usd(text: str) -> int:
+    """Micro-dollars of a decimal string such as "0.04".
+
+    Raises:
+        ValueError: not a plain positive decimal with at most six places.
+    """
+    try:
+        amount = Decimal(text) * MICRO
+    except InvalidOperation:
+        raise ValueError("must be a decimal amount of dollars such as 0.04") from None
+    if not amount.is_finite() or amount <= 0 or amount != amount.to_integral_value():
+        raise ValueError("must be above zero and have at most six decimal places")
+    return int(amount)
+
+
+def usd(micro: int) -> str:
+    """A dollar amount with all six places: 40000 -> "0.040000"."""
+    sign = "-" if micro < 0 else ""
+    return f"{sign}{abs(micro) // MICRO}.{abs(micro) % MICRO:06d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What a finished job costs whom, in micro-dollars: the tenant pays `paid`, the operator bears `drift`."""
+
+    paid: int
+    drift: int
+    billed: int
+
+
+def actual(reserved: int, reported: int | None) -> Settlement:
+    """The price of a completed job: min(reported, reserved); what lies above is the operator's drift.
+
+    A completed answer without a price settles at the reservation.
+    """
+    billed = reserved if reported is None else reported
+    return Settlement(paid=min(billed, reserved), drift=max(0, billed - reserved), billed=billed)
