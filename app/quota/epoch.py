@@ -1,0 +1,120 @@
+"""The ledger's identity: an id in Redis and a sequence mark per tenant in memory, so that a lost ledger is never read as "nothing spent".
+
+Every money script is given the id and the mark and refuses when the ledger it finds is another one or older. Then this
+process stops admitting until an operator runs `kontext-gateway ledger release`. A failover whose sequence is at least the
+mark goes on by itself.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+from app.errors import LedgerUnavailable
+from app.store import keys
+from app.store.redis import Store
+
+
+class NoLedger(Exception):
+    """The Redis holds no ledger; `kontext-gateway ledger init` makes one."""
+
+
+class Epoch:
+    """What this process remembers of the ledger it works on."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.id: str | None = None
+        self.frozen = False
+        self._marks: dict[str, int] = {}
+
+    async def open(self) -> None:
+        """Learn the ledger's id at start.
+
+        Raises:
+            NoLedger: the Redis is empty.
+            LedgerUnavailable: no answer.
+        """
+        found = await self._store.command("HGET", keys.ROOT, "id")
+        if found is None:
+            raise NoLedger
+        self.id = found.decode()
+
+    def check(self) -> str:
+        """The id for the scripts. Raises LedgerUnavailable while frozen or not opened."""
+        if self.frozen:
+            raise LedgerUnavailable(
+                "The ledger was lost or rolled back; an operator must release it.", code="ledger_frozen", retry_after=30
+            )
+        if self.id is None:
+            raise LedgerUnavailable()
+        return self.id
+
+    def mark(self, tenant: str) -> int:
+        """The highest sequence number seen of a tenant's ledger."""
+        return self._marks.get(tenant, 0)
+
+    def saw(self, tenant: str, sequence: bytes) -> None:
+        """Remember a sequence number that a script returned."""
+        self._marks[tenant] = max(self.mark(tenant), int(sequence))
+
+    async def mismatch(self, tenant: str, found: bytes) -> None:
+        """A script refused for its epoch: enrol a tenant the ledger has never seen, follow a release, or freeze.
+
+        Returns normally when the caller may ask again. Raises LedgerUnavailable otherwise.
+        """
+        root, known = await self._store.commands(
+            ("HMGET", keys.ROOT, "id", "released"), ("SISMEMBER", keys.TENANTS, tenant)
+        )
+        current = root[0].decode() if root[0] else None
+        if current == self.id and current is not None and not found and not known and not self.mark(tenant):
+            # The tenant's epoch first: a crash in between leaves a ledger that can be used, not one that looks lost.
+            await self._store.command("HSETNX", keys.ledger(tenant), "epoch", current)
+            await self._store.command("SADD", keys.TENANTS, tenant)
+            return
+        if current != self.id and current is not None and root[1] == b"1":
+            self._adopt(current)
+            return
+        self.frozen = True
+        self.check()
+
+    async def watch(self) -> None:
+        """Called by the heartbeat: freeze when the ledger has gone, thaw when an operator released it."""
+        found = await self._store.command("HMGET", keys.ROOT, "id", "released")
+        current = found[0].decode() if found[0] else None
+        if self.id is None:
+            self.id = current
+        elif current == self.id:
+            # The id alone does not thaw: a rolled back ledger has it too.
+            self.frozen = self.frozen or current is None
+        elif current is not None and found[1] == b"1":
+            self._adopt(current)
+        else:
+            self.frozen = True
+
+    def _adopt(self, current: str) -> None:
+        self.id, self.frozen = current, False
+        self._marks.clear()
+
+
+async def initialise(store: Store) -> str:
+    """Make a new ledger in an empty Redis; its id. Raises FileExistsError when there is one already."""
+    ledger_id = "led_" + secrets.token_hex(8)
+    if not await store.command("HSETNX", keys.ROOT, "id", ledger_id):
+        raise FileExistsError
+    await store.command("HSET", keys.ROOT, "created", int(time.time()))
+    return ledger_id
+
+
+async def release(store: Store) -> str:
+    """Accept the ledger as it now is under a new id, which every replica follows; the new id.
+
+    Counters stay as they are found. Raises NoLedger when there is nothing to accept: run `ledger init` first.
+    """
+    if await store.command("HGET", keys.ROOT, "id") is None:
+        raise NoLedger
+    ledger_id = "led_" + secrets.token_hex(8)
+    for tenant in await store.command("SMEMBERS", keys.TENANTS):
+        await store.command("HSET", keys.ledger(tenant.decode()), "epoch", ledger_id)
+    await store.command("HSET", keys.ROOT, "id", ledger_id, "released", "1")
+    return ledger_id

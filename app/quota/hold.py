@@ -1,0 +1,211 @@
+"""A reservation in code: an async context manager that no path can leave without an end, cancellation included.
+
+Made by the pipeline's leader for one job. Everything the job needs is held at once or not at all; retries of the upstream call live
+inside it. When Redis does not answer, a script is asked once more by the same id and then `LedgerUnavailable` is raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import secrets
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from app.domain.job import Job
+from app.errors import LedgerUnavailable, Refused
+from app.quota.ledger import End, Finish, Ledger, window_key
+from app.quota.limits import caps, places
+from app.quota.refusals import cap_refusal, key_refusal
+from app.store import keys
+from app.store.redis import Script, script
+
+RESERVE = script("app.quota", "reserve")
+DISPATCH = script("app.quota", "dispatch")
+RETRACT = script("app.quota", "retract")
+
+
+class Hold:
+    """One reservation: RESERVED -> DISPATCHING -> SETTLED | REFUNDED | AMBIGUOUS.
+
+    `committed` turns true just before dispatch is asked for: from then on the job must run to its end.
+    """
+
+    def __init__(self, ledger: Ledger, job: Job, job_id: str) -> None:
+        self._ledger = ledger
+        self._job = job
+        self.id = "res_" + secrets.token_hex(12)
+        self._tenant = job.caller.tenant
+        self._fence = 0
+        self._taken: tuple[str, ...] = ()
+        self.state: Literal["new", "reserved", "dispatching", "ended"] = "new"
+        self.committed = False
+        self.remaining: dict[str, int] = {}
+        self.facts: dict[str, Any] = {
+            "job": job_id,
+            "tenant": self._tenant.id,
+            "key": job.caller.key_id,
+            "user": job.request.user or "",
+            "tags": ",".join(job.request.tags),
+            "operation": job.operation,
+            "variant": job.variant,
+            "type": job.type.type,
+            "price": job.price,
+        }
+
+    async def __aenter__(self) -> Hold:
+        asking = asyncio.ensure_future(self._reserve())
+        try:
+            await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            # Bounded by the commands' own timeouts; a hold made in the meantime is given back at once.
+            await asyncio.wait([asking])
+            if asking.exception() is None:
+                await self.refund(reason="left")
+            raise
+        return self
+
+    async def _reserve(self) -> None:
+        ledger, job = self._ledger, self._job
+        tenant, user = self._tenant, self._job.request.user
+        found, seats = caps(job.caller, user), places(job.caller, user)
+        seat_keys = [keys.concurrency(tenant.id, seat.level, seat.subject) for seat in seats]
+        ledger.active.add(self.id)
+        try:
+            for _ in range(6):
+                spans = ledger.propose_spans(tenant, {cap.per for cap in found})
+                order = list(spans)
+                taken = [*seat_keys, *(window_key(tenant.id, cap, spans) for cap in found)]
+                ask = {
+                    "id": self.id, "owner": ledger.owner, "digest": job.caller.token_digest,
+                    "epoch": ledger.epoch.check(), "mark": ledger.epoch.mark(tenant.id), "amount": job.price,
+                    "spans": [[per, *spans[per]] for per in order], "conc": [seat.cap for seat in seats],
+                    "limits": [
+                        [cap.cap, job.price if cap.kind == "usd" else 1, order.index(cap.per) + 1, cap.kind] for cap in found
+                    ],
+                    "keep": keys.WINDOW_KEEP_S, "facts": self.facts,
+                }  # fmt: skip
+                reply = await self._ask(
+                    RESERVE,
+                    [keys.ledger(tenant.id), keys.reservation(tenant.id, self.id), keys.outstanding(tenant.id),
+                     keys.key(tenant.id, job.caller.key_id), *taken],
+                    [json.dumps(ask)],
+                )  # fmt: skip
+                match reply[0]:
+                    case b"ok":
+                        self._taken, self.state = tuple(taken), "reserved"
+                        ledger.epoch.saw(tenant.id, reply[1])
+                        self.remaining = {
+                            f"{cap.kind}-{cap.per}": int(left) for cap, left in zip(found, reply[2:], strict=False)
+                        }
+                        return
+                    case b"span":
+                        ledger.correct_span(tenant, reply)
+                    case b"conc":
+                        seat = seats[int(reply[1]) - 1]
+                        raise Refused(
+                            "concurrency_limited",
+                            f"All {seat.cap} concurrent jobs of this {seat.level} are taken.",
+                            retry_after=math.ceil(job.type.typical_seconds / 2), level=seat.level, limit=seat.cap,
+                        )  # fmt: skip
+                    case b"limit":
+                        cap = found[int(reply[1]) - 1]
+                        add = job.price if cap.kind == "usd" else 1
+                        raise cap_refusal(cap, spans[cap.per], int(reply[2]), int(reply[3]), add, ledger.now())
+                    case b"key":
+                        raise key_refusal(reply[1])
+                    case b"epoch":
+                        await ledger.epoch.mismatch(tenant.id, reply[1])
+                    case _:
+                        break
+            raise LedgerUnavailable()
+        except BaseException:
+            # Whether it was reserved may be unknown: the reaper sees an id of ours that nobody works on, and gives it back.
+            ledger.active.discard(self.id)
+            raise
+
+    async def dispatch(self) -> None:
+        """Acknowledge in Redis that the job is about to be sent.
+
+        Raises:
+            Refused: the key was revoked or has expired meanwhile.
+            LedgerUnavailable: not acknowledged; the job must not be sent.
+        """
+        self.committed = True
+        tenant = self._tenant.id
+        reply = await self._ask(
+            DISPATCH,
+            [keys.ledger(tenant), keys.reservation(tenant, self.id), keys.key(tenant, self._job.caller.key_id)],
+            [self._ledger.epoch.check(), self._ledger.epoch.mark(tenant), self._ledger.owner, self._fence,
+             self._job.caller.token_digest],
+        )  # fmt: skip
+        match reply[0]:
+            case b"ok":
+                self.state = "dispatching"
+                self._ledger.epoch.saw(tenant, reply[1])
+            case b"key":
+                raise key_refusal(reply[1])
+            case b"epoch":
+                await self._ledger.epoch.mismatch(tenant, reply[1])
+                raise LedgerUnavailable()
+            case _:
+                raise LedgerUnavailable("This job's reservation was reaped meanwhile; nothing was dispatched.")
+
+    async def retract(self) -> None:
+        """Back to RESERVED after an answer that proves that nothing was billed. Raises LedgerUnavailable."""
+        tenant = self._tenant.id
+        reply = await self._ask(
+            RETRACT,
+            [keys.ledger(tenant), keys.reservation(tenant, self.id)],
+            [self._ledger.owner, self._fence],
+        )
+        if reply[0] != b"ok":
+            raise LedgerUnavailable("This job's reservation was reaped meanwhile; it is not sent again.")
+        self._fence += 1
+        self.state = "reserved"
+        self._ledger.epoch.saw(tenant, reply[1])
+
+    async def settle(self, paid: int, **row: Any) -> str:
+        """Charge `paid` micro-dollars; `row` goes into the ledger row. The script's word: done, already or unwritten."""
+        return await self._end("SETTLED", "DISPATCHING,AMBIGUOUS", paid, row)
+
+    async def refund(self, **row: Any) -> str:
+        """Charge nothing: never sent, or an answer that by policy is not billed."""
+        return await self._end("REFUNDED", "RESERVED,DISPATCHING", 0, row)
+
+    async def charge_unknown(self, **row: Any) -> str:
+        """Charge the whole price until reconciled: it was sent, and what became of it is unknown."""
+        return await self._end("AMBIGUOUS", "DISPATCHING", 0, row)
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self.state == "ended":
+            return
+        # Shielded: a second cancellation must not lose the end of the reservation.
+        if self.state == "dispatching":
+            await asyncio.shield(self.charge_unknown(reason="left"))
+        else:
+            await asyncio.shield(self.refund(reason="left"))
+
+    async def _end(self, end: End, sources: str, paid: int, row: Mapping[str, Any]) -> str:
+        self.state = "ended"
+        call = Finish(
+            self._tenant.id,
+            self.id,
+            self._taken,
+            end,
+            paid,
+            "",
+            sources,
+            "owner",
+            self.facts | dict(row),
+            self._job.price,
+        )
+        return await self._ledger.finish(call)
+
+    async def _ask(self, script: Script, names: list[str], args: list[Any]) -> Any:
+        """Ask a script that is idempotent by id once more when its reply was lost, and only then give up."""
+        try:
+            return await self._ledger.store.run(script, names, args)
+        except LedgerUnavailable:
+            return await self._ledger.store.run(script, names, args)

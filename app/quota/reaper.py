@@ -1,0 +1,36 @@
+"""Ends what its owner cannot end any more: reservations of dead processes, and our own that nobody works on.
+
+Runs on every replica; the finish script lets exactly one of them win. Never sent means refund; maybe sent means charged and
+ambiguous. When Redis is away a pass is skipped and the next one does its work.
+"""
+
+from __future__ import annotations
+
+from app.quota.ledger import Finish, Ledger
+from app.store import keys
+from app.store.lease import Incarnation
+
+ORPHAN_MS = 5_000
+PAGE = 500
+_FACTS = ("job", "tenant", "key", "user", "tags", "operation", "variant", "type", "price")
+
+
+async def reap(ledger: Ledger, incarnation: Incarnation) -> int:
+    """One pass over every tenant's outstanding reservations; how many this process ended. Raises LedgerUnavailable."""
+    ended = 0
+    until = int(ledger.now() * 1000) - ORPHAN_MS
+    for name in await ledger.store.command("SMEMBERS", keys.TENANTS):
+        tenant = name.decode()
+        found = await ledger.store.command("ZRANGEBYSCORE", keys.outstanding(tenant), "-inf", until, "LIMIT", 0, PAGE)
+        ids = [i.decode() for i in found if i.decode() not in ledger.active]
+        if not ids:
+            continue
+        fields = ("owner", "state", "fence", "amount", "windows", "places", *_FACTS)
+        holds = await ledger.store.commands(*(("HMGET", keys.reservation(tenant, i), *fields) for i in ids))
+        alive = await incarnation.alive(hold[0].decode() for hold in holds if hold[0]) - {ledger.owner}
+        for reservation, hold in zip(ids, holds, strict=True):
+            if hold[0] is None or hold[0].decode() in alive:
+                continue
+            call = Finish.from_record(tenant, reservation, dict(zip(fields, hold, strict=True)), facts=_FACTS)
+            ended += await ledger.finish(call) == "done"
+    return ended

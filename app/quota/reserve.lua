@@ -1,0 +1,81 @@
+-- Hold one image, one concurrency place and the price in every window of tenant, key and end user: all of them or none.
+-- Idempotent by reservation id. Reads all, decides for all, writes all.
+--
+-- KEYS[1] ledger(tenant)  KEYS[2] reservation  KEYS[3] outstanding(tenant)  KEYS[4] key(tenant, key id)
+-- KEYS[5 .. 4+C] concurrency sets, then W window hashes
+-- ARGV[1] JSON {id, owner, digest, epoch, mark, amount, spans: [[per, start, end] ...], conc: [cap ...],
+--               limits: [[cap, add, span index, kind: usd | img] ...], keep: seconds a window outlives its end, facts: {...}}
+-- Returns {"ok", seq, remaining_1 ...}          held (or was held already by this id)
+--      or {"span", per, start, end, now_s}      the caller's idea of a window is not the open one; ask again with this
+--      or {"conc", index}                       concurrency cap of that set is reached
+--      or {"limit", index, spent, reserved}     that window has no room
+--      or {"key", reason} | {"epoch", epoch, seq} | {"state", state}
+local ask = cjson.decode(ARGV[1])
+local time = redis.call('TIME')
+local now = tonumber(time[1])
+local now_ms = now * 1000 + math.floor(tonumber(time[2]) / 1000)
+local int = function(number) return string.format('%.0f', number) end
+
+local found = redis.call('HMGET', KEYS[1], 'epoch', 'seq')
+local seq = tonumber(found[2] or '0')
+if found[1] ~= ask.epoch or seq < ask.mark then return {'epoch', found[1] or '', int(seq)} end
+
+local state = redis.call('HGET', KEYS[2], 'state')
+if state == 'RESERVED' then return {'ok', int(seq)} end
+if state then return {'state', state} end
+
+local key = redis.call('HMGET', KEYS[4], 'd:' .. ask.digest, 'revoked', 'expires')
+if not key[1] then return {'key', 'unknown'} end
+if key[2] and key[2] ~= '0' then return {'key', 'revoked'} end
+local expires = tonumber(key[3] or '0')
+if expires > 0 and expires <= now_ms then return {'key', 'expired'} end
+
+local opened = {}
+for _, span in ipairs(ask.spans) do
+  local per, from, to = span[1], span[2], span[3]
+  local open = redis.call('HGET', KEYS[1], 'w:' .. per)
+  local open_from, open_to
+  if open then open_from, open_to = string.match(open, '^(%d+),(%d+)$') end
+  if open_to and now < tonumber(open_to) then
+    -- The open window stays in force until its end, whatever became of the time zone or the caller's clock.
+    if tonumber(open_from) ~= from or tonumber(open_to) ~= to then return {'span', per, open_from, open_to, int(now)} end
+  else
+    if now < from or now >= to then return {'span', per, '', '', int(now)} end
+    opened[per] = int(from) .. ',' .. int(to)
+  end
+end
+
+local places = #ask.conc
+for i = 1, places do
+  if redis.call('SCARD', KEYS[4 + i]) >= ask.conc[i] then return {'conc', i} end
+end
+
+local remaining, held = {}, {}
+for i, limit in ipairs(ask.limits) do
+  local window = redis.call('HMGET', KEYS[4 + places + i], 'spent', 'reserved')
+  local spent, reserved = tonumber(window[1] or '0'), tonumber(window[2] or '0')
+  if spent + reserved + limit[2] > limit[1] then return {'limit', i, int(spent), int(reserved)} end
+  remaining[i] = int(limit[1] - spent - reserved - limit[2])
+  held[i] = {KEYS[4 + places + i], limit[2], limit[4]}
+end
+
+for per, value in pairs(opened) do redis.call('HSET', KEYS[1], 'w:' .. per, value) end
+for i, limit in ipairs(ask.limits) do
+  redis.call('HINCRBY', KEYS[4 + places + i], 'reserved', int(limit[2]))
+  redis.call('EXPIREAT', KEYS[4 + places + i], int(ask.spans[limit[3]][3] + ask.keep))
+end
+local taken = {}
+for i = 1, places do
+  redis.call('SADD', KEYS[4 + i], ask.id)
+  taken[i] = KEYS[4 + i]
+end
+local facts = {'state', 'RESERVED', 'fence', '0', 'owner', ask.owner, 'amount', int(ask.amount), 'created', int(now_ms),
+  'windows', cjson.encode(held), 'places', cjson.encode(taken)}
+for name, value in pairs(ask.facts) do
+  facts[#facts + 1] = name
+  facts[#facts + 1] = value
+end
+redis.call('HSET', KEYS[2], unpack(facts))
+redis.call('ZADD', KEYS[3], int(now_ms), ask.id)
+seq = redis.call('HINCRBY', KEYS[1], 'seq', 1)
+return {'ok', int(seq), unpack(remaining)}
