@@ -1,0 +1,119 @@
+"""Has this picture been made? Finished results with their record, in the cache Redis, under the digest of what makes their pixels.
+
+Called by the pipeline. Fails open: an unreadable cache is a miss, counted, and a picture that cannot be stored is still delivered. What
+is read back is checked, so that a damaged value is a miss and never served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import orjson
+
+from app.errors import LedgerUnavailable
+from app.store import keys
+from app.store.redis import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished picture: bytes plus what may be said of it. Prices in micro-dollars, times in Unix seconds."""
+
+    image: bytes
+    job_id: str
+    image_id: str
+    sha256: str
+    content_type: str
+    width: int
+    height: int
+    seed: int
+    job_type: str
+    variant: str
+    operation: str
+    safety_applied: int | None
+    price: int
+    created: int
+    scope: str
+
+
+_RECORD = tuple(field.name for field in fields(Result) if field.name != "image")
+
+
+def image_id(digest: str, image: bytes) -> str:
+    """The public id of a stored picture: where it is stored, and a check on its content."""
+    return f"img_{digest[:40]}{hashlib.sha256(image).hexdigest()[:8]}"
+
+
+class Results:
+    """The cache of one process. `ttl` values are seconds."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def find(self, scope: str, digest: str) -> Result | None:
+        """The stored result of a digest, or None when there is none, it is damaged, or the cache is away."""
+        try:
+            return decode(await self._store.command("GET", keys.result(scope, digest[:40])))
+        except LedgerUnavailable:
+            return None
+
+    async def by_id(self, scopes: tuple[str, ...], wanted: str) -> Result | None:
+        """The picture of an image id in the scopes that a tenant may read; None when it is not there any more."""
+        for scope in scopes:
+            found = await self.find(scope, wanted.removeprefix("img_")[:40])
+            if found is not None and found.image_id == wanted:
+                return found
+        return None
+
+    async def store(self, digest: str, result: Result, ttl: int) -> bool:
+        """Keep a result for `ttl` seconds; False when the cache did not acknowledge it."""
+        try:
+            await self._store.command("SET", keys.result(result.scope, digest[:40]), encode(result), "EX", ttl)
+        except LedgerUnavailable:
+            return False
+        return True
+
+    async def ttl(self, scope: str, digest: str) -> int:
+        """Seconds that a stored result still lives; 0 when unknown."""
+        try:
+            return max(0, int(await self._store.command("TTL", keys.result(scope, digest[:40]))))
+        except LedgerUnavailable:
+            return 0
+
+    async def forget(self, scope: str, digest: str) -> None:
+        """Drop a result that was kept only until it was delivered."""
+        try:
+            await self._store.command("DEL", keys.result(scope, digest[:40]))
+        except LedgerUnavailable:
+            return
+
+
+def encode(result: Result) -> bytes:
+    """CRC32 over the rest (4 bytes), length of the record (4 bytes), record as JSON, image."""
+    record = orjson.dumps({name: getattr(result, name) for name in _RECORD})
+    length = len(record).to_bytes(4, "big")
+    crc = zlib.crc32(result.image, zlib.crc32(record, zlib.crc32(length)))
+    return b"".join((crc.to_bytes(4, "big"), length, record, result.image))
+
+
+def decode(value: bytes | None) -> Result | None:
+    """The result in a stored value; None for none and for a damaged one."""
+    if value is None or len(value) < 8:
+        return None
+    view = memoryview(value)
+    if zlib.crc32(view[4:]) != int.from_bytes(view[:4], "big"):
+        return None
+    end = 8 + int.from_bytes(view[4:8], "big")
+    try:
+        record: dict[str, Any] = orjson.loads(view[8:end])
+        return Result(image=bytes(view[end:]), **record)
+    except (ValueError, TypeError):
+        return None
+
+
+def record_of(result: Result) -> dict[str, Any]:
+    """The result without its bytes."""
+    return {name: value for name, value in asdict(result).items() if name != "image"}
