@@ -68,6 +68,11 @@ class Turns:
         """Jobs of this process that wait for a slot."""
         return sum(len(wants) for wants in self._wants.values())
 
+    @property
+    def oldest_wait(self) -> float:
+        """Seconds that the longest waiting job of this process has waited."""
+        return max((monotonic() - wants[0].since for wants in self._wants.values() if wants), default=0.0)
+
     @asynccontextmanager
     async def take(self, tenant: str, weight: int, job_type: str, *, timeout: float) -> AsyncIterator[None]:
         """Wait for a slot, hold it for the length of the block.
