@@ -15,8 +15,9 @@ from importlib import resources
 from types import MappingProxyType
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from app.domain.inputs import InputRule
 from app.domain.pricing import parse_usd
 
 Operation = Literal["generate", "edit"]
@@ -153,25 +154,6 @@ class Parameter(BaseModel):
         if self.choices:
             schema["enum"] = list(self.choices)
         return schema
-
-
-class InputRule(BaseModel):
-    """What an upload must be. Sides in pixels, size in bytes of the image itself."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = Field(default="image", pattern=r"^[a-z][a-z0-9_]{0,31}$")
-    formats: tuple[str, ...] = ("png", "jpeg", "webp")
-    min_side: int = Field(default=256, ge=1)
-    max_side: int = Field(default=1920, le=16384)
-    max_bytes: int = Field(default=10_000_000, ge=1, le=25_000_000)
-
-    @field_validator("formats")
-    @classmethod
-    def _known(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
-        if not formats or set(formats) - {"png", "jpeg", "webp"}:
-            raise ValueError("formats are png, jpeg and webp")
-        return formats
 
 
 class JobType(BaseModel):

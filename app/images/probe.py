@@ -1,0 +1,22 @@
+"""Which format is it, by its first bytes alone, and what do its headers say. Called by all who read a file here.
+
+Never looks at a file name or a declared type. Raises Malformed, and UnknownFormat for everything but the three.
+"""
+
+from __future__ import annotations
+
+from app.images import jpeg, png, webp
+from app.images.header import Header, UnknownFormat
+
+CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+
+
+def read_header(data: bytes, *, whole: bool = False) -> Header:
+    """The header of a PNG, JPEG or WebP; `whole` also searches a large JPEG to its end (off the event loop only)."""
+    if data.startswith(png.SIGNATURE):
+        return png.read(data)
+    if data.startswith(jpeg.SIGNATURE):
+        return jpeg.read(data, whole=whole)
+    if webp.matches(data):
+        return webp.read(data)
+    raise UnknownFormat("The file is not a PNG, JPEG or WebP picture.")
