@@ -6,7 +6,6 @@ decided about.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
 from collections.abc import Mapping
@@ -30,7 +29,7 @@ def fingerprint(job: Job, *, secret: bytes, gate_version: int, keep_metadata: bo
     the digest of the upload as it came, with `fit` and the gate's version, so that a hit never decodes.
     """
     request = job.request
-    inputs: Mapping[str, str] = {name: hashlib.sha256(data).hexdigest() for name, data in request.uploads.items()}
+    inputs: Mapping[str, str] = {name: upload.sha256 for name, upload in request.uploads.items()}
     canonical = json.dumps(
         [
             job.type.type,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from app.domain.catalog import JobType
 from app.domain.tenant import KeyPolicy, Tenant
+from app.domain.upload import Upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +27,11 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a surface read. `textual` fields came from a form and are text; `uploads` are input name -> bytes."""
+    """What a surface read. `textual` fields came from a form and are text; `uploads` go by input name."""
 
     operation: str
     fields: Mapping[str, Any]
-    uploads: Mapping[str, bytes] = field(default_factory=dict)
+    uploads: Mapping[str, Upload] = field(default_factory=dict)
     textual: bool = False
     accepted_format: str | None = None
 
@@ -48,7 +49,7 @@ class Request:
     response_format: Literal["url", "b64_json"]
     user: str | None
     tags: tuple[str, ...]
-    uploads: Mapping[str, bytes]
+    uploads: Mapping[str, Upload]
     safety_asked: int | None
 
 

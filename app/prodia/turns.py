@@ -11,7 +11,7 @@ import json
 import math
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -57,6 +57,7 @@ class Turns:
         self._news: list[tuple[str, str, int]] = []
         self._exchange: asyncio.Task[None] | None = None
         self._dirty = False
+        self._woken = asyncio.Event()
 
     @property
     def in_use(self) -> int:
@@ -138,11 +139,12 @@ class Turns:
 
     def _kick(self) -> None:
         self._dirty = True
+        self._woken.set()
         if self._exchange is None or self._exchange.done():
             self._exchange = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        while self._dirty or self._wants:
+        while self._dirty or self.waiting:
             self._dirty = False
             news, self._news = self._news, []
             try:
@@ -158,8 +160,11 @@ class Turns:
                 self._dirty = bool(self._using)
                 continue
             self._deliver(reply[1:])
-            if self._wants and not self._dirty:
-                await asyncio.sleep(POLL)
+            if self.waiting and not self._dirty:
+                self._woken.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(POLL):
+                        await self._woken.wait()
 
     def _ask(self, news: list[tuple[str, str, int]]) -> dict[str, Any]:
         now = monotonic()

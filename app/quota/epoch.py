@@ -63,15 +63,21 @@ class Epoch:
 
         Returns normally when the caller may ask again. Raises LedgerUnavailable otherwise.
         """
-        root, known = await self._store.commands(
-            ("HMGET", keys.ROOT, "id", "released"), ("SISMEMBER", keys.TENANTS, tenant)
+        mark = self.mark(tenant)  # before the look: what others learn meanwhile is newer than what is found
+        root, known, now = await self._store.commands(
+            ("HMGET", keys.ROOT, "id", "released"),
+            ("SISMEMBER", keys.TENANTS, tenant),
+            ("HMGET", keys.ledger(tenant), "epoch", "seq"),
         )
         current = root[0].decode() if root[0] else None
-        if current == self.id and current is not None and not found and not known and not self.mark(tenant):
-            # The tenant's epoch first: a crash in between leaves a ledger that can be used, not one that looks lost.
-            await self._store.command("HSETNX", keys.ledger(tenant), "epoch", current)
-            await self._store.command("SADD", keys.TENANTS, tenant)
-            return
+        if current == self.id and current is not None:
+            if now[0] == root[0] and int(now[1] or 0) >= mark:
+                return  # enrolled or released by another request since the script looked
+            if not found and not known and not mark:
+                # The tenant's epoch first: a crash in between leaves a ledger that can be used, not one that looks lost.
+                await self._store.command("HSETNX", keys.ledger(tenant), "epoch", current)
+                await self._store.command("SADD", keys.TENANTS, tenant)
+                return
         if current != self.id and current is not None and root[1] == b"1":
             self._adopt(current)
             return

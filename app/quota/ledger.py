@@ -125,11 +125,11 @@ class Ledger:
                     await self.epoch.mismatch(tenant.id, reply[1])
         raise LedgerUnavailable()
 
-    async def admit_user(self, caller: Caller, user: str) -> None:
+    async def admit_user(self, caller: Caller, user: str) -> list[RateState]:
         """Take one request from the end user's own rate, where the tenant has one. Raises like `admit`."""
         rates = rates_of(caller, user)
         if not rates:
-            return
+            return []
         tenant, (version, _) = caller.tenant.id, self._policies.get((caller.tenant.id, caller.key_id), ("", None))
         reply = await self.store.run(
             ADMIT,
@@ -141,8 +141,10 @@ class Ledger:
                 raise rate_refusal(rates, reply)
             case b"key":
                 raise key_refusal(reply[1])
-            case b"ok" | b"policy":
-                return
+            case b"ok":
+                return rate_states(rates, reply[3:])
+            case b"policy":
+                return []  # the key's policy changed in this very moment; it was admitted under the one before
             case _:
                 await self.epoch.mismatch(tenant, reply[1])
                 raise LedgerUnavailable()

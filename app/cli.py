@@ -1,0 +1,304 @@
+"""The commands: `kontext-gateway serve | sandbox | check | keys | ledger | health`.
+
+Thin: each reads settings, calls one part of the app, and says in plain words what happened. A mistake is a line with its
+place and exit code 1, never a traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+import uvloop
+from pydantic import SecretStr, ValidationError
+
+from app.domain.catalog import CatalogError
+from app.domain.tenant import KeyPolicy, parse_duration, parse_limits
+from app.domain.tenants_file import TenantsFileError, load
+from app.errors import LedgerUnavailable
+from app.health import VolatileLedger
+from app.main import load_catalog, offered
+from app.quota import epoch
+from app.quota.epoch import NoLedger
+from app.sandbox import FaultError, SandboxConfig, load_faults, serve_sandbox
+from app.serve import DEMO, pepper_of, run
+from app.settings import LedgerSettings, Settings, address
+from app.store.embedded import Embedded
+from app.store.redis import Store
+from app.telemetry import logs
+from app.tenants import Keyring
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+keys_cli = typer.Typer(no_args_is_help=True, help="Create, list, rotate and revoke API keys.")
+ledger_cli = typer.Typer(no_args_is_help=True, help="Make a ledger, or accept one that was lost or rolled back.")
+cli.add_typer(keys_cli, name="keys")
+cli.add_typer(ledger_cli, name="ledger")
+T = TypeVar("T")
+Tenant = Annotated[str, typer.Option("--tenant", help="Tenant id.")]
+
+
+def main() -> None:
+    """Entry point of the `kontext-gateway` command."""
+    cli()
+
+
+@cli.command()
+def serve(
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="With a stand-in for Prodia and an embedded Valkey.")
+    ] = False,
+) -> None:
+    """Run the gateway."""
+    settings = _settings(lambda: Settings(sandbox=sandbox))
+    log = logs.configure(level=settings.gateway_log_level)
+    if not sandbox and settings.cache_redis_url is None:
+        log.warning("cache_shares_ledger", detail="CACHE_REDIS_URL is not set: results are kept in the ledger's Redis")
+    try:
+        _loop(run(settings, log, lambda text: print(text, file=sys.stderr, flush=True)))
+    except NoLedger:
+        _fail("REDIS_URL holds no ledger. For a new one run: kontext-gateway ledger init")
+    except (VolatileLedger, TenantsFileError, CatalogError, FaultError, OSError, RuntimeError) as error:
+        _fail(str(error))
+
+
+@cli.command()
+def sandbox(
+    listen: Annotated[str, typer.Option(help="host:port")] = "127.0.0.1:8089",
+    token: Annotated[str, typer.Option(help="The bearer token it accepts.")] = "sandbox-token",
+    bill: Annotated[Path | None, typer.Option(help="File of the bill, one JSON line per billed job.")] = None,
+    time_scale: Annotated[float, typer.Option(help="A job's typical time times this.")] = 1.0,
+    faults: Annotated[Path | None, typer.Option(help="Fault script, TOML or JSON.")] = None,
+    bill_failures: Annotated[bool, typer.Option(help="Bill failed and moderated jobs too.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the faults' draws.")] = 0,
+    picture: Annotated[str, typer.Option(help="full, or small for load tests.")] = "full",
+    picture_bytes: Annotated[int | None, typer.Option(help="Pad pictures to this size.")] = None,
+) -> None:
+    """Run the stand-in for Prodia alone, as a server of its own."""
+    try:
+        host, port = address(listen)
+        config = SandboxConfig(
+            token=token, bill_path=bill, time_scale=time_scale, bill_failures=bill_failures, seed=seed,
+            faults=load_faults(faults) if faults else (), picture=picture, picture_bytes=picture_bytes,  # type: ignore[arg-type]
+        )  # fmt: skip
+        _loop(
+            serve_sandbox(config, host=host, port=port, ready=lambda url: print(f"sandbox ready at {url}", flush=True))
+        )
+    except (FaultError, ValueError, OSError) as error:
+        _fail(str(error))
+
+
+@cli.command()
+def check(sandbox: Annotated[bool, typer.Option("--sandbox", help="Check for serve --sandbox.")] = False) -> None:
+    """Check settings, catalogue and tenants file; every mistake with its place, exit code 1."""
+    settings = _settings(lambda: Settings(sandbox=sandbox))
+    try:
+        catalog = load_catalog(settings)
+        found = _tenants(settings)
+    except (TenantsFileError, CatalogError, OSError) as error:
+        _fail(str(error))
+    print(f"ok: {len(catalog.enabled)} job types, {len(found)} tenants")
+
+
+@cli.command()
+def health() -> None:
+    """Container probe: exit code 0 when the gateway on this machine is ready."""
+    host, port = address(_settings(LedgerSettings).gateway_ops_listen)
+    target = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104
+    try:
+        with urllib.request.urlopen(f"http://{target}:{port}/readyz", timeout=2) as answer:
+            print(json.loads(answer.read())["status"])
+    except urllib.error.HTTPError as error:
+        _fail(f"not ready: {json.loads(error.read()).get('reason')}")
+    except (OSError, ValueError):
+        _fail("no answer")
+
+
+@keys_cli.command("create")
+def keys_create(
+    tenant: Tenant,
+    name: Annotated[str, typer.Option("--name", help="What the key is for.")],
+    expires: Annotated[str | None, typer.Option(help="Lifetime, such as 90d.")] = None,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="Dollars per window, such as 5.00/day; may be repeated.")
+    ] = None,
+    images: Annotated[
+        list[str] | None, typer.Option(help="Images per window, such as 20/day; may be repeated.")
+    ] = None,
+    rate: Annotated[str | None, typer.Option(help="Request rate, such as 10/1m.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Jobs at once.")] = None,
+    variants: Annotated[str | None, typer.Option(help="Comma-separated variants it may use.")] = None,
+    operations: Annotated[str | None, typer.Option(help="Comma-separated: generate, edit.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Create a key and print it once; only a keyed hash of it is stored."""
+    settings = _settings(LedgerSettings)
+    if tenant not in _checked(lambda: _tenants(settings)):
+        _fail(f"--tenant: there is no tenant {tenant[:64]!r} in the tenants file")
+    if not (1 <= len(name) <= 64 and name.isprintable()):
+        _fail("--name: must have 1 to 64 printable characters")
+    known = {variant for names in offered(load_catalog(settings)).values() for variant in names}
+    wanted, does = _words("--variants", variants, known), _words("--operations", operations, {"generate", "edit"})
+    try:
+        lifetime = parse_duration(expires) if expires else 0
+        limits = parse_limits(requests=rate, images=images or (), concurrency=concurrency, budgets=budget or ())
+    except ValueError as error:
+        _fail(str(error))
+    policy = KeyPolicy(limits, wanted, does)
+    until = int(time.time()) + lifetime if lifetime else 0
+    key_id, token = _with_keyring(settings, lambda ring: ring.create(tenant, name, expires=until, policy=policy))
+    if as_json:
+        print(json.dumps({"tenant": tenant, "key_id": key_id, "name": name, "expires": until or None, "token": token}))
+    else:
+        print(f"{key_id} for {tenant}; this is the only time it is shown:\n{token}")
+
+
+@keys_cli.command("list")
+def keys_list(
+    tenant: Annotated[str | None, typer.Option("--tenant", help="Only this tenant's.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List keys, without their secrets."""
+    settings = _settings(LedgerSettings)
+    names = [tenant] if tenant else sorted(_checked(lambda: _tenants(settings)))
+
+    async def everything(ring: Keyring) -> list[Any]:
+        return [record for name in names for record in await ring.list(name)]
+
+    for record in _with_keyring(settings, everything):
+        state = (
+            "revoked" if record.revoked else "expired" if record.expires and record.expires <= time.time() else "active"
+        )
+        row = {"tenant": record.tenant, "key_id": record.id, "name": record.name, "state": state, "shown": record.shown,
+               "created": record.created, "expires": record.expires or None}  # fmt: skip
+        print(json.dumps(row) if as_json else f"{record.tenant}\t{record.id}\t{state}\t{record.shown}\t{record.name}")
+
+
+@keys_cli.command("rotate")
+def keys_rotate(
+    key_id: Annotated[str, typer.Argument(help="Key id, as `keys list` shows it.")],
+    tenant: Tenant,
+    overlap: Annotated[str, typer.Option(help="How long the old token goes on.")] = "24h",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Give a key a new token; the old one works for the overlap. Limits and spend stay with the key."""
+    settings = _settings(LedgerSettings)
+    seconds = _checked(lambda: 0 if overlap in ("0", "0s") else parse_duration(overlap))
+    token = _with_keyring(settings, lambda ring: ring.rotate(tenant, key_id, overlap=seconds))
+    if as_json:
+        print(json.dumps({"tenant": tenant, "key_id": key_id, "token": token}))
+    else:
+        print(f"{key_id}; this is the only time it is shown:\n{token}")
+
+
+@keys_cli.command("revoke")
+def keys_revoke(
+    key_id: Annotated[str, typer.Argument(help="Key id, as `keys list` shows it.")], tenant: Tenant
+) -> None:
+    """End a key, from the next request on."""
+    _with_keyring(_settings(LedgerSettings), lambda ring: ring.revoke(tenant, key_id))
+    print(f"{key_id} is revoked")
+
+
+@ledger_cli.command("init")
+def ledger_init() -> None:
+    """Make a new ledger in an empty Redis."""
+    try:
+        print(f"new ledger {_with_store(_settings(LedgerSettings), epoch.initialise)}")
+    except FileExistsError:
+        _fail("there is a ledger already; nothing was changed")
+
+
+@ledger_cli.command("release")
+def ledger_release() -> None:
+    """Accept the ledger as it is now, after it was lost or rolled back, so that admissions go on."""
+    try:
+        print(f"released as {_with_store(_settings(LedgerSettings), epoch.release)}")
+    except NoLedger:
+        _fail("there is no ledger; run: kontext-gateway ledger init")
+
+
+def _settings(read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, e['loc'])).upper()}{': ' if e['loc'] else ''}{e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        ]
+        _fail("\n".join(f"settings: {line}" for line in lines))
+
+
+def _tenants(settings: Settings) -> Any:
+    path = settings.gateway_tenants_file
+    if path is None:
+        return {"demo": DEMO}
+    text = path.read_bytes().decode("utf-8", "replace").replace("\ufffd", "\x00")
+    return {"demo": DEMO, **load(text, file=str(path), variants=offered(load_catalog(settings))).tenants}
+
+
+def _with_store(settings: Settings, work: Callable[[Store], Awaitable[T]]) -> T:
+    """Run something on the ledger: REDIS_URL, or the sandbox's embedded server where that is running."""
+    url = settings.redis_url.get_secret_value() if settings.redis_url else Embedded(settings.gateway_data_dir).running()
+    if url is None:
+        _fail("REDIS_URL is not set, and no sandbox is running on GATEWAY_DATA_DIR")
+
+    async def go() -> T:
+        store = Store(url, timeout=2, connect_timeout=2, observe=lambda *_: None)
+        try:
+            return await work(store)
+        finally:
+            await store.aclose()
+
+    try:
+        return _loop(go())
+    except LedgerUnavailable:
+        _fail("the ledger's Redis does not answer")
+
+
+def _with_keyring(settings: Settings, work: Callable[[Keyring], Awaitable[T]]) -> T:
+    if settings.gateway_key_pepper is None:
+        if settings.redis_url is not None:
+            _fail("GATEWAY_KEY_PEPPER: required to work on keys")
+        settings.gateway_key_pepper = SecretStr(pepper_of(settings.gateway_data_dir))
+    pepper = settings.gateway_key_pepper.get_secret_value().encode()
+    try:
+        return _with_store(settings, lambda store: work(Keyring(store, pepper)))
+    except KeyError as error:
+        _fail(f"there is no such key: {error.args[0][:64]}")
+
+
+def _words(option: str, text: str | None, known: set[str]) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    words = tuple(word.strip() for word in text.split(","))
+    if unknown := [word for word in words if word not in known]:
+        _fail(f"{option}: {unknown[0][:64]!r} is not one of {', '.join(sorted(known))}")
+    return words
+
+
+def _checked(work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except (TenantsFileError, CatalogError, OSError, ValueError) as error:
+        _fail(str(error))
+
+
+def _loop(work: Coroutine[Any, Any, T]) -> T:
+    return uvloop.run(work)
+
+
+def _fail(text: str) -> NoReturn:
+    print(text, file=sys.stderr)
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""An uploaded picture on its way: its bytes until they are no longer needed, its size and digest for ever.
+
+Pure. Made by the surfaces, released by the pipeline: a job waits for seconds, and its upload must not wait in memory with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+
+
+class Upload:
+    """The bytes of one input as they came."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data: bytes | None = data
+        self.size = len(data)
+
+    @property
+    def data(self) -> bytes:
+        """The bytes. Raises RuntimeError after `release`."""
+        if self._data is None:
+            raise RuntimeError("this upload was released")
+        return self._data
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex digest; computed once, and before the bytes are released."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    def release(self) -> None:
+        """Let go of the bytes; the digest stays."""
+        _ = self.sha256
+        self._data = None

@@ -1,0 +1,339 @@
+"""THE walk of one request, on one page.
+
+Every surface calls `Gateway.authenticate` and then `Gateway.submit`; whatever must hold for all of them holds here. Policy is
+pure and comes first; only the leader of a flight reserves; retries live inside one reservation; bytes are stored before money
+is settled. The work of a leader is a task of its own: a caller that goes away cancels it only before dispatch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import monotonic, time
+
+from app.cache.flight import Flight, Flights
+from app.cache.results import Result, Results, image_id
+from app.domain import policy, pricing, signing
+from app.domain.catalog import Catalog
+from app.domain.fingerprint import fingerprint, scope_secret
+from app.domain.ids import job_id
+from app.domain.job import Ask, Caller, Job
+from app.domain.tenant import Tenant
+from app.domain.validate import validate
+from app.errors import GatewayError, Refused
+from app.images.gate import GATE_VERSION, Gate, Plan, inspect
+from app.images.picture import describe
+from app.prodia.client import Prodia
+from app.prodia.faults import RETRY, Fault, Money, Outcome, public_error
+from app.prodia.retry import Retries, RetryBudget
+from app.prodia.turns import Turns
+from app.prodia.wire import Call, Completed, Part
+from app.quota.hold import Hold
+from app.quota.ledger import Ledger
+from app.quota.refusals import RateState
+from app.store import keys
+from app.store.blobs import Spool
+from app.telemetry.metrics import Metrics
+from app.telemetry.outcome import Outcome as Record
+from app.tenants import Keyring, Tenants
+
+OFF_LOOP = 256 * 1024  # bytes from which hashing and copying leave the event loop
+HEALTHY = frozenset({"invalid", "moderated", "failed", "refused", "misconfigured"})
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What a caller asked of the cache, from Cache-Control."""
+
+    reuse: bool = True
+    keep: bool = True
+    only_if_cached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A finished picture for one caller: from the upstream, the cache, or a job that somebody else led."""
+
+    job: Job
+    result: Result
+    source: str
+    plans: Mapping[str, Plan]
+    kept: bool
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each upload, hex."""
+        return {name: upload.sha256 for name, upload in self.job.request.uploads.items()}
+
+    @property
+    def cost(self) -> int:
+        """What this caller's tenant pays, in micro-dollars."""
+        return self.result.price if self.source == "upstream" else 0
+
+    @property
+    def saved(self) -> int:
+        """The price that this caller did not pay, in micro-dollars."""
+        return 0 if self.source == "upstream" else self.result.price
+
+
+@dataclass(slots=True, kw_only=True)
+class Gateway:
+    """One process's walk; every part is handed in by the composition root."""
+
+    catalog: Catalog
+    tenants: Tenants
+    keyring: Keyring
+    ledger: Ledger
+    flights: Flights
+    results: Results
+    turns: Turns
+    prodia: Prodia
+    gate: Gate
+    spool: Spool
+    metrics: Metrics
+    retry_budget: RetryBudget
+    money: Mapping[Outcome, Money]
+    pepper: bytes
+    deadline: float
+    link_ttl: float
+    at_work: set[asyncio.Task[Result]]
+
+    async def authenticate(self, token: str) -> tuple[Caller, list[RateState]]:
+        """Who this is, with one request taken from the rates of tenant and key. Raises Refused, LedgerUnavailable."""
+        tenant_id, key_id, digest = await self.keyring.resolve(token)
+        tenant = (await self.tenants.refresh()).tenants.get(tenant_id)
+        if tenant is None:
+            raise Refused("forbidden", "This key's tenant is not configured here.")
+        caller, rates = await self.ledger.admit(tenant, key_id, digest)
+        if tenant.suspended:
+            raise Refused("forbidden", "This tenant is suspended.")
+        return caller, rates
+
+    async def submit(self, caller: Caller, ask: Ask, control: Control, record: Record) -> Delivery:
+        """From what a caller wrote to a finished picture. Raises GatewayError; nothing is charged unless it says so."""
+        until = monotonic() + self.deadline
+        request = validate(ask, self.catalog)
+        record.operation, record.variant = request.job_type.operation, request.job_type.variant
+        job = policy.apply(caller, request)
+        record.safety_action = job.safety.action
+        plans = self._inspect(job)
+        if request.user is not None:
+            record.rates += await self.ledger.admit_user(caller, request.user)
+        scope, digest = await self._where(job)
+        keep = control.keep and caller.tenant.cache.scope != "off"
+        if keep and control.reuse and request.seed_given and (hit := await self.results.find(scope, digest)):
+            record.cache = "hit"
+            return Delivery(job, hit, "cache", plans, keep)
+        record.cache = "miss" if keep and control.reuse else "bypass"
+        if control.only_if_cached:
+            raise GatewayError("not_cached", "There is no stored result for this request.")
+        flight = self.flights.alone(scope, digest)
+        if request.seed_given:
+            fresh = not (keep and control.reuse)
+            flight, landed = await self.flights.board(scope, digest, fresh=fresh, timeout=until - monotonic())
+            if landed is not None:
+                record.cache = "coalesced"
+                return Delivery(job, landed, "coalesced", plans, keep)
+        work = asyncio.create_task(self._lead(flight, job, plans, until, keep, record))
+        self.at_work.add(work)
+        work.add_done_callback(self._done)
+        try:
+            return Delivery(job, await asyncio.shield(work), "upstream", plans, keep)
+        except asyncio.CancelledError:
+            if not flight.committed and not self.flights.followed(flight):
+                work.cancel()
+            raise
+
+    async def _lead(
+        self, flight: Flight, job: Job, plans: Mapping[str, Plan], until: float, keep: bool, record: Record
+    ) -> Result:
+        """The leader's part: make the input conform, hold the money, buy, store, settle, announce."""
+        try:
+            call = await self._call(job, plans)
+            record.job_id = job_id()
+            async with Hold(self.ledger, job, record.job_id) as hold:
+                bought = await self._buy(flight, hold, job, call, until, record)
+                where = flight.digest if keep else _claim(record.job_id)
+                result = _result(job, bought, record.job_id, flight.scope, where)
+                ttl = job.caller.tenant.cache.ttl_seconds if keep else keys.CLAIM_S
+                stored = await self.results.store(where, result, ttl)
+                await self._settle(hold, job, bought, result)
+            await self.flights.landed(flight, result, where if stored else None)
+            return result
+        except BaseException as error:
+            await asyncio.shield(self.flights.failed(flight, error))
+            raise
+
+    async def _buy(self, flight: Flight, hold: Hold, job: Job, call: Call, until: float, record: Record) -> Completed:
+        """Take a turn, dispatch, call; again while the upstream proves that nothing was billed, within one reservation."""
+        retries, tenant = Retries(self.retry_budget), job.caller.tenant
+        while True:
+            asked = monotonic()
+            async with self.turns.take(tenant.id, tenant.weight, job.type.type, timeout=until - asked):
+                record.waited += monotonic() - asked
+                self.metrics.wait.observe(monotonic() - asked)
+                await self._still_allowed(job)
+                await self.flights.sent(flight)
+                flight.committed = True
+                await hold.dispatch()
+                try:
+                    return await self._attempt(job, call, until - monotonic(), record)
+                except Fault as fault:
+                    wait = await self._after(fault, hold, job, retries, until - monotonic(), record)
+                    await hold.retract()
+                    await self.flights.unsent(flight)
+                    flight.committed = False
+                    self.metrics.retries.labels(fault.outcome).inc()
+                    if fault.outcome == "busy":
+                        self.turns.pause(job.type.type, wait)
+            await asyncio.sleep(wait)
+
+    async def _attempt(self, job: Job, call: Call, timeout: float, record: Record) -> Completed:
+        began, status = monotonic(), "lost"
+        record.attempts += 1
+        self.metrics.in_progress.inc()
+        try:
+            bought = await self.prodia.attempt(call, timeout=timeout)
+            try:
+                describe(bought.image)
+            except ValueError:
+                raise Fault("malformed", status=200) from None
+            status = "ok"
+            return bought
+        except Fault as fault:
+            status = fault.outcome
+            raise
+        finally:
+            seconds = monotonic() - began
+            record.upstream += seconds
+            self.metrics.in_progress.dec()
+            self.metrics.attempt(job.variant, job.operation, status, seconds)
+            if status not in ("busy", "unavailable"):
+                self.turns.report(job.type.type, ok=status == "ok" or status in HEALTHY)
+
+    async def _after(
+        self, fault: Fault, hold: Hold, job: Job, retries: Retries, remaining: float, record: Record
+    ) -> float:
+        """Seconds until the next try; where there is none, the end of the money and the caller's error."""
+        proven_unbilled = fault.outcome in RETRY and self.money[fault.outcome] == "refund"
+        if proven_unbilled and (wait := retries.next_wait(fault, remaining=remaining)) is not None:
+            return wait
+        if proven_unbilled:
+            await hold.retract()  # nothing was dispatched after all: the image does not count either
+        match self.money[fault.outcome]:
+            case "refund":
+                await hold.refund(reason=fault.outcome)
+                record.charged = "no"
+            case "charge":
+                await hold.settle(job.price, reason=fault.outcome)
+                record.charged = "yes"
+            case "ambiguous":
+                await hold.charge_unknown(reason=fault.outcome)
+                record.charged = "unknown"
+        raise public_error(fault, record.charged)  # type: ignore[arg-type]
+
+    async def _settle(self, hold: Hold, job: Job, bought: Completed, result: Result) -> None:
+        price = pricing.actual(job.price, bought.price_micro_usd)
+        self.metrics.upstream_cost.labels(job.variant).inc(price.billed / pricing.MICRO)
+        if price.drift:
+            self.metrics.drift.labels(job.variant).inc(price.drift / pricing.MICRO)
+        await hold.settle(
+            price.paid, image=result.image_id, sha256=result.sha256, upstream_id=bought.upstream_id or "",
+            drift=price.drift, seed=result.seed,
+        )  # fmt: skip
+
+    async def _still_allowed(self, job: Job) -> None:
+        """The policy in force at dispatch may be stricter than at admission. Raises Refused."""
+        tenant = (await self.tenants.refresh()).tenants.get(job.caller.tenant.id)
+        if tenant is None:
+            raise Refused("forbidden", "This tenant was removed.")
+        now = Caller(tenant, job.caller.key_id, job.caller.token_digest, job.caller.policy)
+        if refusal := policy.still_allowed(job, now):
+            raise refusal
+
+    def _inspect(self, job: Job) -> dict[str, Plan]:
+        request, keep = job.request, job.caller.tenant.keep_metadata
+        return {
+            rule.name: inspect(request.uploads[rule.name].data, rule, fit=request.fit, keep_metadata=keep)
+            for rule in job.type.inputs
+        }
+
+    async def _where(self, job: Job) -> tuple[str, str]:
+        """Cache scope and digest of a job."""
+        cache = job.caller.tenant.cache.scope
+        scope = cache if cache.startswith("pool:") else f"t:{job.caller.tenant.id}"
+        secret, keep = scope_secret(self.pepper, scope), job.caller.tenant.keep_metadata
+
+        def digest() -> str:
+            return fingerprint(job, secret=secret, gate_version=GATE_VERSION, keep_metadata=keep)
+
+        large = sum(upload.size for upload in job.request.uploads.values()) > OFF_LOOP
+        return scope, await asyncio.to_thread(digest) if large else digest()
+
+    async def _call(self, job: Job, plans: Mapping[str, Plan]) -> Call:
+        """What goes to the wire: the inputs made to conform, under fixed file names, in the catalogue's order."""
+        parts = []
+        for rule in job.type.inputs:
+            upload = job.request.uploads[rule.name]
+            ready = await self.gate.prepare(upload.data, plans[rule.name], rule)
+            upload.release()
+            parts.append(Part(f"{rule.name}.{ready.format}", ready.content_type, await self.spool.keep(ready.data)))
+        return Call(job.type.type, job.config, tuple(parts), job.request.output)  # type: ignore[arg-type]
+
+    async def picture(self, caller: Caller, wanted: str) -> Result:
+        """A stored picture by id, if this caller may read it under the policy in force. Raises Refused: not_found."""
+        return await self._readable(caller.tenant, wanted)
+
+    async def linked_picture(self, wanted: str, tenant_id: str, key_id: str, expires: int, signature: str) -> Result:
+        """A stored picture by a signed link, while the key it was made for is valid. Raises Refused: not_found."""
+        if not signing.verify(self.pepper, wanted, tenant_id, key_id, expires, signature, now=time()):
+            raise _no_picture()
+        tenant = (await self.tenants.refresh()).tenants.get(tenant_id)
+        if tenant is None or not await self.keyring.valid(tenant_id, key_id):
+            raise _no_picture()
+        return await self._readable(tenant, wanted)
+
+    def link(self, caller: Caller, result: Result) -> str:
+        """A signed link to a picture, good for `link_ttl` seconds."""
+        expires = int(time() + self.link_ttl)
+        return signing.link(self.pepper, result.image_id, caller.tenant.id, caller.key_id, expires)
+
+    async def _readable(self, tenant: Tenant, wanted: str) -> Result:
+        scopes = [f"t:{tenant.id}"]
+        if tenant.cache.scope.startswith("pool:"):
+            scopes.insert(0, tenant.cache.scope)
+        found = await self.results.by_id(tuple(scopes), wanted)
+        if found is None:
+            raise _no_picture()
+        kind = next((job for job in self.catalog.jobs if job.type == found.job_type), None)
+        knob = kind.role("safety") if kind else None
+        default = int(knob[1].default or 0) if knob else None
+        if not policy.readable(tenant, found.operation, found.variant, found.safety_applied, default):
+            raise _no_picture()
+        return found
+
+    def _done(self, work: asyncio.Task[Result]) -> None:
+        self.at_work.discard(work)
+        if not work.cancelled():
+            work.exception()  # retrieved: a leader whose caller left has nobody else to tell
+
+
+def _result(job: Job, bought: Completed, job_id: str, scope: str, where: str) -> Result:
+    content_type, width, height = describe(bought.image)
+    return Result(
+        image=bought.image, job_id=job_id, image_id=image_id(where, bought.image),
+        sha256=hashlib.sha256(bought.image).hexdigest(), content_type=content_type, width=width, height=height,
+        seed=job.request.seed, job_type=job.type.type, variant=job.variant, operation=job.operation,
+        safety_applied=job.safety.applied, price=job.price, created=int(time()), scope=scope,
+    )  # fmt: skip
+
+
+def _claim(job_id: str) -> str:
+    """Where a result that must not be reused waits for those it was made for."""
+    return hashlib.sha256(b"kontext-gateway/claim/" + job_id.encode()).hexdigest()
+
+
+def _no_picture() -> Refused:
+    return Refused("not_found", "There is no such picture.")

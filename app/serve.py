@@ -1,0 +1,216 @@
+"""One process from start to exit: the sandbox's parts where asked for, two listeners, signals, and an orderly end.
+
+Called by the `serve` command. After SIGTERM readiness goes off, requests are still taken for the drain delay, then the listeners
+close and jobs in flight are finished and settled before the process exits with 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import structlog
+import uvicorn
+from pydantic import SecretStr
+
+from app.domain.tenant import Budget, ImageQuota, KeyPolicy, Limits, Rate, Safety, SafetyRule, Tenant
+from app.main import Application, create_app
+from app.quota import epoch
+from app.sandbox import SandboxConfig, load_faults, serve_sandbox
+from app.settings import Settings, address
+from app.store.embedded import Embedded
+from app.store.redis import Store
+from app.telemetry.access import App
+from app.tenants import Keyring
+
+DEMO = Tenant(
+    id="demo",
+    name="Demo",
+    safety=Safety(
+        rules=MappingProxyType({"generate": SafetyRule(ceiling=4), "edit": SafetyRule(ceiling=2)}),
+        mode="clamp",
+        allow_without_knob=frozenset({"dev"}),
+    ),
+    limits=Limits(
+        requests=Rate(600, 60, 100),
+        images=(ImageQuota(1000, "day"),),
+        concurrency=16,
+        budgets=(Budget(20_000_000, "day"),),
+    ),
+)
+
+
+class _Listener(uvicorn.Server):
+    """A uvicorn server that leaves signals to `run`."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+@dataclass(slots=True)
+class SandboxParts:
+    """What `--sandbox` adds: an embedded Valkey where no REDIS_URL is given, and the stand-in for Prodia."""
+
+    embedded: Embedded | None
+    task: asyncio.Task[None]
+    stop: asyncio.Event
+
+    async def close(self) -> None:
+        """Stop both."""
+        self.stop.set()
+        await self.task
+        if self.embedded is not None:
+            await asyncio.to_thread(self.embedded.stop)
+
+
+async def run(settings: Settings, log: structlog.typing.FilteringBoundLogger, say: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT. Raises whatever keeps the gateway from starting."""
+    parts = await _sandbox(settings) if settings.sandbox else None
+    try:
+        app = create_app(settings, log=log, built_in_tenants={"demo": DEMO} if settings.sandbox else None)
+        if settings.sandbox:
+            await _new_ledger(app.stores[0])
+        await app.start()
+        key = await _demo_key(app) if settings.sandbox else None
+        try:
+            await _listen(settings, app, log, lambda: say(_welcome(settings, key)) if key else None)
+        finally:
+            await app.stop(timeout=settings.gateway_drain_timeout)
+    finally:
+        if parts is not None:
+            await parts.close()
+
+
+async def _listen(
+    settings: Settings, app: Application, log: structlog.typing.FilteringBoundLogger, ready: Callable[[], None]
+) -> None:
+    listeners = [
+        _listener(settings.gateway_listen, app.public),
+        _listener(settings.gateway_ops_listen, app.ops),
+    ]
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    serving = [asyncio.create_task(listener.serve()) for listener in listeners]
+    while not all(listener.started for listener in listeners):
+        if failed := next((task for task in serving if task.done()), None):
+            for listener in listeners:
+                listener.should_exit = True
+            await asyncio.gather(*serving, return_exceptions=True)
+            raise OSError(
+                f"cannot listen on {settings.gateway_listen} or {settings.gateway_ops_listen}"
+            ) from failed.exception()
+        await asyncio.sleep(0.01)
+    log.info(
+        "started", listen=settings.gateway_listen, ops_listen=settings.gateway_ops_listen, sandbox=settings.sandbox
+    )
+    ready()
+    await stopping.wait()
+    app.health.draining = True
+    log.info("draining", jobs=len(app.gateway.at_work))
+    if not settings.sandbox:
+        await asyncio.sleep(settings.gateway_drain_delay)
+    for listener in listeners:
+        listener.should_exit = True
+    await asyncio.wait(serving, timeout=settings.gateway_drain_timeout)
+    log.info("stopped", jobs=len(app.gateway.at_work))
+
+
+def _listener(listen: str, app: App) -> _Listener:
+    host, port = address(listen)
+    return _Listener(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=None,
+            backlog=4096,
+        )
+    )
+
+
+async def _sandbox(settings: Settings) -> SandboxParts:
+    """Start what the sandbox needs and point the settings at it."""
+    data_dir = settings.gateway_data_dir
+    embedded = None
+    if settings.redis_url is None:
+        embedded = Embedded(data_dir)
+        settings.redis_url = SecretStr(await asyncio.to_thread(embedded.start))
+    if settings.gateway_key_pepper is None:
+        settings.gateway_key_pepper = SecretStr(await asyncio.to_thread(pepper_of, data_dir))
+    settings.gateway_accept_volatile_ledger = True
+    if "gateway_listen" not in settings.model_fields_set:
+        settings.gateway_listen = "127.0.0.1:8080"  # the demo key is on the screen: other machines are let in only when asked
+    token = secrets.token_hex(16)
+    settings.prodia_token = SecretStr(token)
+    url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    stop = asyncio.Event()
+    config = SandboxConfig(
+        token=token,
+        bill_path=data_dir / "bill.jsonl",
+        time_scale=settings.gateway_sandbox_time_scale,
+        faults=load_faults(settings.gateway_sandbox_faults) if settings.gateway_sandbox_faults else (),
+    )
+    task = asyncio.create_task(serve_sandbox(config, ready=url.set_result, stop=stop))
+    await asyncio.wait((task, url), return_when=asyncio.FIRST_COMPLETED)
+    if not url.done():
+        await task
+        raise OSError("the sandbox upstream did not start")
+    settings.prodia_base_url = url.result() + "/v2"
+    return SandboxParts(embedded, task, stop)
+
+
+def pepper_of(data_dir: Path) -> str:
+    """The sandbox's own pepper, made once and kept in the data directory for this user only."""
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = data_dir / "pepper"
+    with suppress(FileExistsError):
+        path.touch(mode=0o600, exist_ok=False)
+        path.write_text(secrets.token_hex(32))
+    return path.read_text().strip()
+
+
+async def _new_ledger(store: Store) -> None:
+    with suppress(FileExistsError):
+        await epoch.initialise(store)
+
+
+async def _demo_key(app: Application) -> str:
+    """A fresh token for the demo tenant's own key; tokens printed by earlier starts work for another day."""
+    keyring: Keyring = app.gateway.keyring
+    known = next((key for key in await keyring.list("demo") if key.name == "demo" and not key.revoked), None)
+    if known is not None:
+        return await keyring.rotate("demo", known.id, overlap=86_400)
+    return (await keyring.create("demo", "demo", policy=KeyPolicy(Limits(), None, None)))[1]
+
+
+def _welcome(settings: Settings, key: str) -> str:
+    _, port = address(settings.gateway_listen)
+    url = f"http://127.0.0.1:{port}"
+    auth = f"-H 'Authorization: Bearer {key}'"
+    return f"""
+Kontext Gateway is ready at {url}, with its sandbox in the place of Prodia: nothing is charged anywhere.
+The key of the tenant `demo`, shown once: {key}
+
+  curl -s {url}/v1/generate {auth} -H 'Content-Type: application/json' -d '{{"prompt": "a lighthouse at dawn", "seed": 7}}' -o first.jpg
+  curl -s {url}/v1/edit {auth} -F image=@first.jpg -F prompt='make the sky stormy' -o stormy.jpg
+  curl -s {url}/v1/me {auth}
+"""

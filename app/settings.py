@@ -1,0 +1,164 @@
+"""Every setting: environment variable or `.env` line, typed, with its unit and meaning; a wrong one is refused at start.
+
+Read only by the composition root and the commands. README's table of settings is held against this class by a test.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.prodia.faults import DEFAULT, parse_money
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(value: Any) -> Any:
+    """Seconds in a duration such as 5, 2.5, 150ms, 5s, 2m, 12h or 7d. Raises ValueError."""
+    if isinstance(value, str):
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", value, re.ASCII)
+        if not found:
+            raise ValueError("must be a duration such as 5s, 150ms or 2m")
+        return float(found[1]) * _UNITS[found[2] or "s"]
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(seconds)]
+
+
+class Settings(BaseSettings):
+    """All settings of one process. Secrets are masked in every representation."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", hide_input_in_errors=True, env_ignore_empty=True)
+
+    sandbox: bool = Field(default=False, validation_alias=AliasChoices("sandbox"), exclude=True)
+
+    prodia_token: SecretStr | None = Field(default=None, description="The upstream token. Required unless --sandbox.")
+    prodia_token_file: Path | None = Field(default=None, description="A file that holds the upstream token instead.")
+    prodia_base_url: str = Field(
+        default="https://inference.prodia.com/v2", description="Where `/job` lives. https, or http on loopback."
+    )
+    redis_url: SecretStr | None = Field(
+        default=None,
+        description="The ledger: `redis://`, `rediss://` or `unix://`. Required unless --sandbox, which embeds a Valkey.",
+    )
+    cache_redis_url: SecretStr | None = Field(
+        default=None,
+        description="Finished results; may evict. Default: `REDIS_URL`, with a warning outside the sandbox.",
+    )
+    gateway_tenants_file: Path | None = Field(
+        default=None,
+        description="YAML of tenants and policies. Required unless --sandbox. Read again whenever it changes.",
+    )
+    gateway_catalog_file: Path | None = Field(
+        default=None, description="TOML with further job types, or other entries for built-in ones."
+    )
+    gateway_listen: str = Field(default="0.0.0.0:8080", description="Public listener, host:port.")
+    gateway_ops_listen: str = Field(
+        default="127.0.0.1:8081", description="Ops listener, host:port: metrics and health."
+    )
+    gateway_key_pepper: SecretStr | None = Field(
+        default=None, description="Secret of the keyed hashes, at least 32 characters. Required unless --sandbox."
+    )
+    gateway_data_dir: Path = Field(
+        default=Path(".kontext-gateway"), description="Private directory: the sandbox's Valkey, bill and secrets."
+    )
+    gateway_upstream_concurrency: int = Field(
+        default=24, ge=1, le=100_000, description="Jobs in flight to the upstream over the whole fleet."
+    )
+    gateway_upstream_deadline: Seconds = Field(
+        default=120.0,
+        gt=0,
+        le=3600,
+        description="Seconds for one request from admission on: waiting and retries included.",
+    )
+    gateway_outcomes: str = Field(
+        default="",
+        description="What upstream outcomes mean for money where it differs, such as `failed=charge,error=refund`.",
+    )
+    gateway_moderation_patterns: str = Field(
+        default="",
+        description="Regular expressions, one a line, that tell a moderated job by its error text. Default: built in.",
+    )
+    gateway_drain_delay: Seconds = Field(
+        default=5.0,
+        ge=0,
+        le=600,
+        description="Seconds after SIGTERM in which readiness is off and requests are still taken.",
+    )
+    gateway_drain_timeout: Seconds = Field(
+        default=130.0, ge=0, le=3600, description="Seconds after that in which jobs in flight are finished."
+    )
+    gateway_redis_timeout: Seconds = Field(
+        default=0.15, gt=0, le=5, description="Seconds that one round trip to Redis may take."
+    )
+    gateway_redis_connect_timeout: Seconds = Field(
+        default=0.1, gt=0, le=5, description="Seconds that connecting to Redis may take."
+    )
+    gateway_accept_volatile_ledger: bool = Field(
+        default=False, description="Start although the ledger's Redis may evict keys or does not persist them."
+    )
+    gateway_image_url_ttl: Seconds = Field(
+        default=3600.0, ge=1, le=604800, description="Seconds that a signed image link in a reply works."
+    )
+    gateway_log_level: str = Field(
+        default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level logged."
+    )
+    gateway_sandbox_time_scale: float = Field(
+        default=1.0, ge=0, le=100, description="Sandbox only: a job's typical time times this."
+    )
+    gateway_sandbox_faults: Path | None = Field(default=None, description="Sandbox only: a fault script, TOML or JSON.")
+
+    @model_validator(mode="after")
+    def _sound(self) -> Settings:
+        if self.prodia_token_file is not None:
+            if self.prodia_token is not None:
+                raise ValueError("PRODIA_TOKEN and PRODIA_TOKEN_FILE: set one of them")
+            try:
+                self.prodia_token = SecretStr(self.prodia_token_file.read_text("utf-8").strip())
+            except OSError:
+                raise ValueError("PRODIA_TOKEN_FILE cannot be read") from None
+        loopback = re.match(r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?(/|$)", self.prodia_base_url)
+        if not loopback and not re.match(r"https://[^/@\s]+", self.prodia_base_url):
+            raise ValueError("PRODIA_BASE_URL must be https, or http on loopback")
+        for name in ("gateway_listen", "gateway_ops_listen"):
+            if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}", getattr(self, name)):
+                raise ValueError(f"{name.upper()} must be host:port")
+        parse_money(self.gateway_outcomes)
+        for pattern in self.moderation_patterns:
+            try:
+                re.compile(pattern)
+            except re.error:
+                raise ValueError("GATEWAY_MODERATION_PATTERNS holds a wrong regular expression") from None
+        if self.gateway_key_pepper is not None and len(self.gateway_key_pepper.get_secret_value()) < 32:
+            raise ValueError("GATEWAY_KEY_PEPPER must have at least 32 characters")
+        if not self.sandbox:
+            needed = ("prodia_token", "redis_url", "gateway_key_pepper", "gateway_tenants_file")
+            if missing := [name.upper() for name in needed if getattr(self, name) is None]:
+                raise ValueError(f"{', '.join(missing)}: required without --sandbox")
+        return self
+
+    @property
+    def moderation_patterns(self) -> tuple[str, ...]:
+        """The patterns in force."""
+        own = tuple(line.strip() for line in self.gateway_moderation_patterns.splitlines() if line.strip())
+        return own or DEFAULT.patterns
+
+
+class LedgerSettings(Settings):
+    """For commands that only need the ledger and the tenants: nothing about the upstream is required."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lenient(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {**values, "sandbox": True}
+
+
+def address(listen: str) -> tuple[str, int]:
+    """Host and port of a listener setting."""
+    host, _, port = listen.rpartition(":")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,194 @@
+"""Reads request bodies off the ASGI stream: bounded before buffering, strict, and off the event loop where they are large.
+
+Used by every surface. What cannot be read is an `InvalidRequest` with 400, 411, 413 or 415; nothing has been spent by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import pybase64
+from multipart import (
+    MultipartError,
+    ParserLimitReached,
+    PushMultipartParser,
+    parse_content_disposition,
+    parse_options_header,
+)
+from starlette.requests import ClientDisconnect, Request
+
+from app.domain.upload import Upload
+from app.errors import InvalidRequest
+
+KB = 1024
+JSON_SLACK = 64 * KB
+IMAGE_BYTES = 25_000_000
+FORM_BYTES = IMAGE_BYTES + 256 * KB
+EDIT_JSON_BYTES = IMAGE_BYTES * 4 // 3 + JSON_SLACK
+MAX_PARTS = 64
+FIELD_BYTES = 64 * KB
+OFF_LOOP = 256 * KB
+
+
+@dataclass(slots=True)
+class Form:
+    """A multipart form: text fields (a repeated one keeps every value) and files by part name."""
+
+    fields: dict[str, list[str]] = field(default_factory=dict)
+    files: dict[str, Upload] = field(default_factory=dict)
+
+
+def media_type(request: Request) -> tuple[str, dict[str, str]]:
+    """Content type and its parameters; ("", {}) when absent."""
+    header = request.headers.get("content-type", "")
+    return parse_options_header(header) if header else ("", {})  # type: ignore[no-untyped-call]
+
+
+async def read_json(request: Request, limit: int) -> dict[str, Any]:
+    """The JSON object in the body.
+
+    Raises:
+        InvalidRequest: too large, not JSON, a repeated key, NaN or Infinity, not an object.
+    """
+    data = await _read(request, limit)
+    return await asyncio.to_thread(parse_json, data) if len(data) > OFF_LOOP else parse_json(data)
+
+
+def parse_json(data: bytes) -> dict[str, Any]:
+    """A JSON object, strictly: UTF-8, no repeated keys, no constants that are not JSON. Raises InvalidRequest."""
+    try:
+        found = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_constant)
+    except InvalidRequest:
+        raise
+    except (ValueError, RecursionError):
+        raise _unreadable("The body is not JSON.") from None
+    if not isinstance(found, dict):
+        raise InvalidRequest("The body must be a JSON object.")
+    return found
+
+
+async def read_form(request: Request, options: dict[str, str]) -> Form:
+    """A multipart form with every part in memory; a file is a part with a filename or an image content type.
+
+    Raises:
+        InvalidRequest: too large, truncated, too many parts, a repeated file, a text field that is not UTF-8.
+    """
+    boundary = options.get("boundary", "")
+    if not re.fullmatch(r"[0-9A-Za-z'()+_,./:=? -]{1,70}", boundary, re.ASCII):
+        raise _unreadable("The multipart body has no usable boundary.")
+    form, name, is_file = Form(), "", False
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        with PushMultipartParser(boundary, max_segment_count=MAX_PARTS, max_header_size=2048, strict=True) as parser:
+            async for chunk in _stream(request, FORM_BYTES):
+                for event in parser.parse(chunk):
+                    if event is None:
+                        _keep(form, name, is_file, b"".join(chunks))
+                    elif isinstance(event, bytes | bytearray):
+                        size += len(event)
+                        if size > (IMAGE_BYTES if is_file else FIELD_BYTES):
+                            raise _too_large("image" if is_file else "field", IMAGE_BYTES if is_file else FIELD_BYTES)
+                        chunks.append(bytes(event))
+                    else:
+                        name, is_file = _part(event.headerlist)
+                        chunks, size = [], 0
+    except ParserLimitReached:
+        raise _too_large("form", MAX_PARTS, unit="parts") from None
+    except (MultipartError, UnicodeError):
+        raise _unreadable("The multipart body is malformed or truncated.") from None
+    return form
+
+
+async def decode_base64(text: str, field: str) -> bytes:
+    """The bytes of a base64 text. Raises InvalidRequest: not base64, or too large."""
+    if len(text) > IMAGE_BYTES * 4 // 3 + 4:
+        raise _too_large("image", IMAGE_BYTES)
+    try:
+        if len(text) > OFF_LOOP:
+            return await asyncio.to_thread(pybase64.b64decode, text, validate=True)
+        return pybase64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest(f"`{field}` is not valid base64.", field=field) from None
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    return b"".join([chunk async for chunk in _stream(request, limit)])
+
+
+async def _stream(request: Request, limit: int) -> Any:
+    """Body chunks; refuses by the declared length before reading, and by the count while reading."""
+    declared = request.headers.get("content-length")
+    if declared is not None and (not declared.isdecimal() or int(declared) > limit):
+        raise _too_large("body", limit)
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise _too_large("body", limit)
+            if chunk:
+                yield chunk
+    except ClientDisconnect:
+        raise _unreadable("The body ended early.") from None
+
+
+def _part(headers: list[tuple[str, str]]) -> tuple[str, bool]:
+    """Name of a part and whether it is a file."""
+    lower = [(name.lower(), value) for name, value in headers]
+    dispositions = [value for name, value in lower if name == "content-disposition"]
+    if len(dispositions) != 1 or any(name == "content-transfer-encoding" for name, _ in lower):
+        raise _unreadable("A multipart part has no single Content-Disposition, or is encoded.")
+    kind, name, filename = parse_content_disposition(dispositions[0])
+    if kind != "form-data" or not name:
+        raise _unreadable("A multipart part has no name.")
+    content_type = next((value for header, value in lower if header == "content-type"), "")
+    return name, filename is not None or content_type.lower().startswith(("image/", "application/octet-stream"))
+
+
+def _keep(form: Form, name: str, is_file: bool, data: bytes) -> None:
+    shown = name[:64]
+    if is_file:
+        if name in form.files or name in form.fields:
+            raise InvalidRequest(f"`{shown}` is given more than once.", field=shown)
+        form.files[name] = Upload(data)
+        return
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"`{shown}` is not UTF-8 text.", field=shown, status=400) from None
+    if name in form.files or (name in form.fields and name != "tags"):
+        raise InvalidRequest(f"`{shown}` is given more than once.", field=shown)
+    form.fields.setdefault(name, []).append(text)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)[:64]
+        raise InvalidRequest(
+            f"`{_printable(repeated)}` is given more than once.", field=_printable(repeated), status=400
+        )
+    return found
+
+
+def _constant(name: str) -> None:
+    raise _unreadable(f"{name} is not JSON.")
+
+
+def _printable(text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode()
+
+
+def _unreadable(detail: str) -> InvalidRequest:
+    return InvalidRequest(detail, status=400)
+
+
+def _too_large(what: str, limit: int, unit: str = "bytes") -> InvalidRequest:
+    return InvalidRequest(f"The {what} may have at most {limit} {unit}.", code="too_large", limit=limit, unit=unit)

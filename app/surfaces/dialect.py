@@ -1,0 +1,105 @@
+"""HTTP conventions of the native surface: Accept and Cache-Control in, problem+json out.
+
+Pure translation; the error table in `app.errors` says everything else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.errors import GatewayError
+from app.pipeline import Control
+from app.surfaces.deps import record_of
+
+FORMATS = {"image/jpeg": "jpeg", "image/png": "png", "image/webp": "webp"}
+PROBLEM = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What a caller wants back: JSON or bytes, and the picture's format where one concrete type was named."""
+
+    json: bool
+    format: str | None
+
+
+def accepted(header: str | None) -> Accepted:
+    """Read an Accept header. JSON only where it is preferred to an image; a format only where it is the single image type."""
+    if not header:
+        return Accepted(False, None)
+    ranges = []
+    for part in header.split(","):
+        kind, *options = (piece.strip().lower() for piece in part.split(";"))
+        weights = [option[2:] for option in options if option.startswith("q=")]
+        ranges.append((kind, _weight(weights[0]) if weights else 1.0))
+    json = max((q for kind, q in ranges if kind in ("application/json", "application/*")), default=0.0)
+    image = max((q for kind, q in ranges if kind.startswith("image/") or kind == "*/*"), default=0.0)
+    concrete = {kind for kind, q in ranges if kind.startswith("image/") and q > 0}
+    only = concrete.pop() if len(concrete) == 1 else None
+    return Accepted(json > image, FORMATS.get(only or ""))
+
+
+def _weight(text: str) -> float:
+    try:
+        return min(1.0, max(0.0, float(text)))
+    except ValueError:
+        return 0.0
+
+
+def control(header: str | None) -> Control:
+    """Read a Cache-Control header; directives that are not ours are ignored, as RFC 9111 asks."""
+    words = {word.strip().lower() for word in (header or "").split(",")}
+    store = "no-store" not in words
+    return Control(reuse=store and "no-cache" not in words, keep=store, only_if_cached="only-if-cached" in words)
+
+
+def problem(error: GatewayError, request_id: str) -> dict[str, Any]:
+    """The RFC 9457 document of an error."""
+    body: dict[str, Any] = {
+        "type": f"urn:kontext-gateway:error:{error.code}",
+        "title": error.kind.title,
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+        "charged": error.charged,
+        "request_id": request_id,
+    }
+    if error.field is not None:
+        body["field"] = error.field
+    if error.retry_after is not None:
+        body["retry_after"] = error.retry_after
+    return body | error.extra
+
+
+async def on_error(request: Request, error: Exception) -> Response:
+    """Exception handler: a GatewayError as the caller sees it."""
+    assert isinstance(error, GatewayError)  # noqa: S101
+    record = record_of(request)
+    record.code, record.charged = error.code, error.charged
+    headers = {"Cache-Control": "no-store"}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.code in ("too_large", "unauthenticated", "rate_limited"):
+        headers["Connection"] = "close"  # the body may be unread
+    body = orjson.dumps(problem(error, record.request_id), default=str)
+    return Response(body, error.status, headers, media_type=PROBLEM)
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Exception handler: what routing itself refuses (404, 405)."""
+    status = getattr(error, "status_code", 404)
+    code = {405: "method_not_allowed"}.get(status, "not_found")
+    response = await on_error(
+        request, GatewayError(code, "There is nothing here." if code == "not_found" else "Not with this method.")
+    )
+    allow = (getattr(error, "headers", None) or {}).get("Allow")
+    if allow:
+        response.headers["Allow"] = allow
+    return response

@@ -1,0 +1,282 @@
+"""The native surface: `POST /v1/generate` and `/v1/edit`, stored pictures, the model list, and a caller's own limits.
+
+Thin: it reads what a caller wrote into an `Ask`, hands it to the pipeline, and writes the delivery as bytes or JSON. It
+decides nothing about policy, money or cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+import time
+from collections.abc import Coroutine
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import orjson
+import pybase64
+from fastapi import APIRouter, Query, Request
+from fastapi import Path as PathParameter
+from starlette.responses import Response
+
+from app.cache.results import Result
+from app.domain.job import Ask, Caller
+from app.domain.pricing import usd
+from app.domain.upload import Upload
+from app.errors import InvalidRequest, Refused
+from app.pipeline import Delivery, Gateway
+from app.surfaces import native_schema
+from app.surfaces.body import EDIT_JSON_BYTES, JSON_SLACK, decode_base64, media_type, read_form, read_json
+from app.surfaces.deps import GatewayDep, KeyCaller, by_key, record_of
+from app.surfaces.dialect import accepted, control
+
+router = APIRouter()
+_DATA_URL = re.compile(r"data:image/[a-z.+-]{1,32};base64,", re.ASCII)
+_GONE = Response(status_code=499)
+IMAGE_ID = r"^img_[0-9a-f]{48}$"
+
+
+@router.post("/v1/generate", **native_schema.generate())
+async def generate(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Response:
+    """Make a picture from a text."""
+    record_of(request).route = "/v1/generate"
+    record_of(request).operation = "generate"
+    _require(request, "application/json")
+    fields = await read_json(request, JSON_SLACK)
+    return await _serve(request, caller, gateway, Ask("generate", fields, accepted_format=_accepted(request).format))
+
+
+@router.post("/v1/edit", **native_schema.edit())
+async def edit(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Response:
+    """Change a picture as an instruction says."""
+    record_of(request).route = "/v1/edit"
+    record_of(request).operation = "edit"
+    kind, options = media_type(request)
+    chosen = _accepted(request).format
+    if kind == "multipart/form-data":
+        form = await read_form(request, options)
+        fields: dict[str, Any] = {name: values if name == "tags" else values[0] for name, values in form.fields.items()}
+        return await _serve(
+            request, caller, gateway, Ask("edit", fields, form.files, textual=True, accepted_format=chosen)
+        )
+    _require(request, "application/json", "multipart/form-data")
+    fields = await read_json(request, EDIT_JSON_BYTES)
+    names = {rule.name for job in gateway.catalog.enabled.values() for rule in job.inputs} & fields.keys()
+    uploads = {name: await _upload(name, fields.pop(name), caller, gateway) for name in names}
+    return await _serve(request, caller, gateway, Ask("edit", fields, uploads, accepted_format=chosen))
+
+
+@router.get("/v1/images/{image_id}", **native_schema.image())
+async def image(
+    request: Request,
+    gateway: GatewayDep,
+    image_id: Annotated[str, PathParameter(max_length=64)],
+    t: Annotated[str | None, Query(max_length=64)] = None,
+    k: Annotated[str | None, Query(max_length=64)] = None,
+    e: Annotated[str | None, Query(max_length=16)] = None,
+    s: Annotated[str | None, Query(max_length=64)] = None,
+) -> Response:
+    """A stored picture: with the key, or with the signed link that a reply gave."""
+    record_of(request).route = "/v1/images/{id}"
+    if s is not None and "authorization" not in request.headers:
+        legal = t and k and e and e.isascii() and e.isdecimal() and re.fullmatch(r"[0-9a-f]{64}", s)
+        if not legal or not re.fullmatch(IMAGE_ID, image_id):
+            raise Refused("not_found", "There is no such picture.")
+        found = await gateway.linked_picture(image_id, t or "", k or "", int(e or "0"), s)
+    else:
+        caller = await by_key(request)
+        if not re.fullmatch(IMAGE_ID, image_id):
+            raise Refused("not_found", "There is no such picture.")
+        found = await gateway.picture(caller, image_id)
+    headers = _picture_headers(found) | {"Cache-Control": "private, max-age=3600"}
+    if f'"{found.sha256}"' in [
+        tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")
+    ]:
+        return Response(status_code=304, headers=headers)
+    return Response(found.image, headers=headers, media_type=found.content_type)
+
+
+@router.get("/v1/models", **native_schema.models())
+async def models(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Response:
+    """The catalogue in the OpenAI list shape, with parameters, prices and times."""
+    record_of(request).route = "/v1/models"
+    data = [
+        {
+            "id": f"flux-kontext-{job.variant}" if job.type.startswith("inference.flux") else job.variant,
+            "object": "model", "created": 0, "owned_by": "prodia",
+            "variant": job.variant, "operation": job.operation, "job_type": job.type,
+            "price": None if job.price is None else {"micro_usd": job.price, "usd": usd(job.price)},
+            "typical_seconds": job.typical_seconds,
+            "parameters": {name: parameter.facts() for name, parameter in job.parameters.items()},
+            "inputs": [asdict(rule) for rule in job.inputs],
+        }
+        for job in gateway.catalog.enabled.values()
+    ]  # fmt: skip
+    return _json({"object": "list", "data": data})
+
+
+@router.get("/v1/me", **native_schema.me())
+async def me(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Response:
+    """The caller's tenant, what it may use, its limits and what remains of them."""
+    record_of(request).route = "/v1/me"
+    tenant, key = caller.tenant, caller.policy
+    allowed = {
+        operation: [
+            variant
+            for variant in gateway.catalog.variants(operation)
+            if (tenant.variants is None or variant in tenant.variants.get(operation, ()))
+            and (key.variants is None or variant in key.variants)
+            and (key.operations is None or operation in key.operations)
+        ]
+        for operation in ("generate", "edit")
+    }
+    rate = tenant.limits.requests
+    return _json(
+        {
+            "object": "kontext.caller", "tenant": tenant.id, "name": tenant.name, "key_id": caller.key_id,
+            "variants": allowed,
+            "safety": {
+                "mode": tenant.safety.mode,
+                **{name: {"ceiling": rule.ceiling, "default": rule.default} for name, rule in tenant.safety.rules.items()},
+                "allow_without_knob": sorted(tenant.safety.allow_without_knob),
+            },
+            "requests": None if rate is None else {"count": rate.count, "seconds": rate.seconds, "burst": rate.burst},
+            "concurrency": tenant.limits.concurrency,
+            "limits": await gateway.ledger.usage(caller, None),
+            "timezone": tenant.timezone,
+            "cache": {"scope": tenant.cache.scope, "ttl_seconds": tenant.cache.ttl_seconds},
+        }
+    )  # fmt: skip
+
+
+def _accepted(request: Request) -> Any:
+    return accepted(request.headers.get("accept"))
+
+
+def _require(request: Request, *kinds: str) -> None:
+    if media_type(request)[0] != kinds[0]:
+        raise InvalidRequest(f"Send {' or '.join(kinds)}.", code="unsupported_type", accepted=list(kinds))
+
+
+async def _upload(name: str, value: Any, caller: Caller, gateway: Gateway) -> Upload:
+    """An image in a JSON body: a data URL, {"b64": ...} or {"image_id": ...}."""
+    match value:
+        case str() if prefix := _DATA_URL.match(value):
+            return Upload(await decode_base64(value[prefix.end() :], name))
+        case {"b64": str() as text} if len(value) == 1:
+            return Upload(await decode_base64(text, name))
+        case {"image_id": str() as wanted} if len(value) == 1 and re.fullmatch(IMAGE_ID, wanted):
+            return Upload((await gateway.picture(caller, wanted)).image)
+    raise InvalidRequest(f'`{name}` must be a data URL, {{"b64": ...}} or {{"image_id": ...}}.', field=name)
+
+
+async def _serve(request: Request, caller: Caller, gateway: Gateway, ask: Ask) -> Response:
+    """Run the walk while watching the client: one that goes away is not waited for."""
+    record = record_of(request)
+    walk = gateway.submit(caller, ask, control(request.headers.get("cache-control")), record)
+    delivery = await _unless_gone(request, walk)
+    if delivery is None:
+        record.code = "client_gone"
+        return _GONE
+    result = delivery.result
+    record.job_id, record.source = result.job_id, delivery.source
+    record.cost, record.saved = delivery.cost, delivery.saved
+    headers = _picture_headers(result) | _delivery_headers(delivery) | {"Cache-Control": "no-store"}
+    if _accepted(request).json:
+        return Response(orjson.dumps(_document(delivery, gateway, record.request_id)), 200, headers, "application/json")
+    return Response(result.image, 200, headers, result.content_type)
+
+
+async def _unless_gone(request: Request, walk: Coroutine[Any, Any, Delivery]) -> Delivery | None:
+    """The walk's delivery, or None when the client closed the connection first; the walk is then cancelled."""
+    walking = asyncio.ensure_future(walk)
+    gone = asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait((walking, gone), return_when=asyncio.FIRST_COMPLETED)
+        if walking.done():
+            return walking.result()
+        walking.cancel()
+        await asyncio.wait((walking,))
+        return None
+    finally:
+        gone.cancel()
+        if not walking.done():
+            walking.cancel()
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _picture_headers(result: Result) -> dict[str, str]:
+    return {
+        "ETag": f'"{result.sha256}"',
+        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(result.sha256)).decode()}:",
+        "Gateway-Image-Id": result.image_id,
+    }
+
+
+def _delivery_headers(delivery: Delivery) -> dict[str, str]:
+    result, safety = delivery.result, delivery.job.safety
+    decided = {"applied": safety.applied, "ceiling": safety.ceiling, "requested": safety.requested}
+    return {
+        "Gateway-Job-Id": result.job_id,
+        "Gateway-Seed": str(result.seed),
+        "Gateway-Variant": result.variant,
+        "Gateway-Source": delivery.source,
+        "Gateway-Cost-Usd": usd(delivery.cost),
+        "Gateway-Safety": ", ".join(f"{name}={value}" for name, value in decided.items() if value is not None)
+        or "none",
+        "Cache-Status": _cache_status(delivery),
+    }
+
+
+def _cache_status(delivery: Delivery) -> str:
+    """RFC 9211: where the picture came from, and whether it is kept."""
+    kept = delivery.job.caller.tenant.cache
+    match delivery.source:
+        case "cache":
+            return f"kontext-gateway;hit;ttl={max(0, delivery.result.created + kept.ttl_seconds - int(time.time()))}"
+        case "coalesced":
+            return "kontext-gateway;fwd=uri-miss;collapsed"
+    return "kontext-gateway;fwd=bypass" if not delivery.kept else "kontext-gateway;fwd=uri-miss;stored"
+
+
+def _document(delivery: Delivery, gateway: Gateway, request_id: str) -> dict[str, Any]:
+    job, result, safety = delivery.job, delivery.result, delivery.job.safety
+    picture: dict[str, Any] = {
+        "id": result.image_id, "sha256": result.sha256, "content_type": result.content_type,
+        "width": result.width, "height": result.height, "bytes": len(result.image),
+    }  # fmt: skip
+    if job.request.response_format == "b64_json":
+        picture["b64_json"] = pybase64.b64encode(result.image).decode()
+    else:
+        picture["url"] = gateway.link(job.caller, result)
+    body: dict[str, Any] = {
+        "id": result.job_id, "object": "kontext.result", "created": result.created,
+        "operation": job.operation, "variant": job.variant, "job_type": job.type.type, "seed": result.seed,
+        "source": delivery.source,
+        "safety": {"requested": safety.requested, "applied": safety.applied, "ceiling": safety.ceiling, "action": safety.action},
+        "image": picture,
+        "cost": {"micro_usd": delivery.cost, "usd": usd(delivery.cost), "saved_micro_usd": delivery.saved},
+        "advice": [],
+        "request_id": request_id,
+    }  # fmt: skip
+    inputs = {
+        name: {
+            "sha256": delivery.digests[name], "width": plan.width, "height": plan.height, "fitted": plan.fitted,
+            "actions": list(plan.actions),
+        }
+        for name, plan in delivery.plans.items()
+    }  # fmt: skip
+    if len(inputs) == 1:
+        body["input"] = next(iter(inputs.values()))
+    elif inputs:
+        body["inputs"] = inputs
+    return body
+
+
+def _json(body: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(body), media_type="application/json", headers={"Cache-Control": "no-store"})

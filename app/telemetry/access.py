@@ -1,0 +1,165 @@
+"""Plain ASGI around every listener: request ids, limits on headers, CORS, the last line of defence, and one event per request.
+
+It makes the request's `Outcome` (scope["state"]["record"]), adds the headers that every answer carries, and when the answer is
+out, hands the record to metrics and log. An exception that nobody translated becomes a constant 500 here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from time import perf_counter
+from typing import Any
+
+import structlog
+
+from app.telemetry.logs import request_line
+from app.telemetry.metrics import Metrics
+from app.telemetry.outcome import Outcome
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 16 * 1024
+_EXPOSED = ", ".join(
+    ("X-Request-Id", "RateLimit", "RateLimit-Policy", "Retry-After", "Server-Timing", "Cache-Status", "ETag", "Repr-Digest",
+     "Gateway-Job-Id", "Gateway-Image-Id", "Gateway-Seed", "Gateway-Variant", "Gateway-Source", "Gateway-Cost-Usd",
+     "Gateway-Safety")
+)  # fmt: skip
+_ALLOWED = "Authorization, Content-Type, Accept, Cache-Control, Prefer, Idempotency-Key"
+
+
+class Access:
+    """ASGI middleware. `origins()` gives the union of tenants' CORS origins, for preflights and unauthenticated errors."""
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        metrics: Metrics,
+        log: structlog.typing.FilteringBoundLogger,
+        origins: Callable[[], frozenset[str]],
+        new_id: Callable[[], str],
+        quiet: frozenset[str] = frozenset(),
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._log = log
+        self._origins = origins
+        self._new_id = new_id
+        self._quiet = quiet
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = Outcome(self._new_id())
+        state = scope.setdefault("state", {})
+        state["record"] = record
+        origin = _header(scope, b"origin")
+        status = 0
+
+        async def answer(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *self._headers(record, state, origin)]
+            await send(message)
+
+        try:
+            if self._too_large(scope):
+                record.code = "headers_too_large"
+                await _refuse(answer, 431, "headers_too_large", record.request_id)
+            elif origin and scope["method"] == "OPTIONS" and _header(scope, b"access-control-request-method"):
+                record.route = "preflight"
+                await _preflight(answer, origin in self._origins())
+            else:
+                await self._app(scope, receive, answer)
+        except Exception as error:
+            record.code = "internal"
+            self._log.error("unhandled", request_id=record.request_id, kind=type(error).__name__, where=_where(error))
+            if status == 0:
+                await _refuse(answer, 500, "internal", record.request_id)
+        finally:
+            seconds = perf_counter() - record.began
+            self._metrics.finished(record, _method(scope), status or 499, seconds)
+            if record.route not in self._quiet:
+                self._log.info("request", **request_line(record, scope["method"], status or 499, seconds))
+
+    def _headers(self, record: Outcome, state: dict[str, Any], origin: str | None) -> list[tuple[bytes, bytes]]:
+        total = (perf_counter() - record.began) * 1000
+        timing = f"total;dur={total:.1f}"
+        if record.attempts:
+            timing += f", upstream;dur={record.upstream * 1000:.1f}, wait;dur={record.waited * 1000:.1f}"
+        headers = [
+            (b"x-request-id", record.request_id.encode()),
+            (b"server-timing", timing.encode()),
+            (b"x-content-type-options", b"nosniff"),
+            *_rate_headers(record.rates),
+        ]
+        if origin:
+            headers.append((b"vary", b"Origin"))
+            if origin in state.get("origins", self._origins()):
+                headers += [
+                    (b"access-control-allow-origin", origin.encode()),
+                    (b"access-control-expose-headers", _EXPOSED.encode()),
+                ]
+        return headers
+
+    @staticmethod
+    def _too_large(scope: Scope) -> bool:
+        headers = scope["headers"]
+        return len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES
+
+
+def _header(scope: Scope, wanted: bytes) -> str | None:
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == wanted), None)
+
+
+def _method(scope: Scope) -> str:
+    known = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH")
+    return scope["method"] if scope["method"] in known else "_other"
+
+
+def _where(error: BaseException) -> str:
+    """File and line of the innermost frame: enough to find the fault, and free of values."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f"{trace.tb_frame.f_code.co_filename.rsplit('/app/', 1)[-1]}:{trace.tb_lineno}"
+
+
+def _rate_headers(rates: list[Any]) -> list[tuple[bytes, bytes]]:
+    """RateLimit-Policy and RateLimit, in the form of the IETF draft's eleventh revision; one place, as the next renames parameters."""
+    if not rates:
+        return []
+    names = {"tenant": "requests", "key": "requests-key", "user": "requests-user"}
+    policy = ", ".join(f'"{names[r.level]}";q={r.rate.count};w={r.rate.seconds}' for r in rates)
+    state = ", ".join(f'"{names[r.level]}";r={r.remaining};t={r.reset_seconds}' for r in rates)
+    return [(b"ratelimit-policy", policy.encode()), (b"ratelimit", state.encode())]
+
+
+async def _preflight(send: Send, allowed: bool) -> None:
+    headers = [(b"content-length", b"0")]
+    if allowed:
+        headers += [
+            (b"access-control-allow-methods", b"GET, POST, DELETE"),
+            (b"access-control-allow-headers", _ALLOWED.encode()),
+            (b"access-control-max-age", b"600"),
+        ]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _refuse(send: Send, status: int, code: str, request: str) -> None:
+    titles = {"headers_too_large": "The request headers are too large", "internal": "The gateway failed"}
+    body = json.dumps(
+        {"type": f"urn:kontext-gateway:error:{code}", "title": titles[code], "status": status, "detail": titles[code] + ".",
+         "code": code, "charged": "no" if code != "internal" else "unknown", "request_id": request}
+    ).encode()  # fmt: skip
+    headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

