@@ -1,0 +1,22 @@
+#!/bin/sh
+# Installs what the tests need into .venv, and the two servers that are not Python packages, then runs every test.
+# Arguments go to pytest.
+set -eu
+cd "$(dirname "$0")/.."
+
+[ -x .venv/bin/python ] || python3 -m venv .venv
+.venv/bin/pip install -q --require-hashes -r requirements-test.lock
+.venv/bin/pip install -q --no-deps -e .
+
+# Redis 7 is the second engine that every script is tested on; Chromium is the browser of the front-end tests.
+missing=""
+command -v redis-server >/dev/null || missing="$missing redis-server"
+command -v chromium >/dev/null || missing="$missing chromium"
+if [ -n "$missing" ]; then
+  as_root=""
+  [ "$(id -u)" = 0 ] || as_root="sudo"
+  $as_root apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends $missing >/dev/null
+fi
+
+exec .venv/bin/python -m pytest "$@"
