@@ -1,6 +1,7 @@
 """`python -m app` is `kontext-gateway`.
 
-The commands are imported only when one is run: image workers are spawned, import this module again, and must stay small.
+The commands are imported only when one is run: image workers are spawned, import this module again, and must stay
+small.
 """
 
 

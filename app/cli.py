@@ -1,12 +1,11 @@
 """The commands: `kontext-gateway serve | sandbox | check | keys | ledger | health`.
 
-Thin: each reads settings, calls one part of the app, and says in plain words what happened. A mistake is a line with its
-place and exit code 1, never a traceback.
+Thin: each reads settings, calls one part of the app, and says in plain words what happened. A mistake is a line with
+its place and exit code 1, never a traceback.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 import time
@@ -72,7 +71,7 @@ def serve(
 @cli.command()
 def sandbox(
     listen: Annotated[str, typer.Option(help="host:port")] = "127.0.0.1:8089",
-    token: Annotated[str, typer.Option(help="The bearer token it accepts.")] = "sandbox-token",
+    token: Annotated[str, typer.Option(help="The bearer token it accepts.")] = "sandbox-token",  # noqa: S107
     bill: Annotated[Path | None, typer.Option(help="File of the bill, one JSON line per billed job.")] = None,
     time_scale: Annotated[float, typer.Option(help="A job's typical time times this.")] = 1.0,
     faults: Annotated[Path | None, typer.Option(help="Fault script, TOML or JSON.")] = None,

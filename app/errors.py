@@ -1,7 +1,8 @@
 """Every refusal and failure the gateway can answer with: one table drives every surface.
 
     GatewayError                       code, status, retryable; what the caller may be told
-    ├── InvalidRequest                 a field is wrong; nothing was spent           (422, 400 unreadable, 411, 413, 415)
+    ├── InvalidRequest                 a field is wrong; nothing was spent           (422, 400 unreadable, 411, 413,
+    415)
     ├── InvalidImage                   the input gate refused an upload              (422, 413, 415)
     ├── Refused                        identity, policy or quota said no             (401, 402, 403, 404, 409, 429)
     ├── LedgerUnavailable              Redis is away or cannot be trusted            (503; nothing is dispatched)

@@ -1,6 +1,7 @@
 """The process's heartbeat: lease, reaper, unwritten settlements, tenants file, and what readiness and gauges say.
 
-Runs beside the listeners, once a second. When Redis is away it keeps trying, says so in readiness, and logs one line per change.
+Runs beside the listeners, once a second. When Redis is away it keeps trying, says so in readiness, and logs one line
+per change.
 """
 
 from __future__ import annotations

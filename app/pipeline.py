@@ -1,8 +1,9 @@
 """THE walk of one request, on one page.
 
-Every surface calls `Gateway.authenticate` and then `Gateway.submit`; whatever must hold for all of them holds here. Policy is
-pure and comes first; only the leader of a flight reserves; retries live inside one reservation; bytes are stored before money
-is settled. The work of a leader is a task of its own: a caller that goes away cancels it only before dispatch.
+Every surface calls `Gateway.authenticate` and then `Gateway.submit`; whatever must hold for all of them holds here.
+Policy is pure and comes first; only the leader of a flight reserves; retries live inside one reservation; bytes are
+stored before money is settled. The work of a leader is a task of its own: a caller that goes away cancels it only
+before dispatch.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from app.telemetry.outcome import Outcome as Record
 from app.tenants import Keyring, Tenants
 
 OFF_LOOP = 256 * 1024  # bytes from which hashing and copying leave the event loop
+# An upstream answer, and its picture as (content type, width, height).
+Bought = tuple[Completed, tuple[str, int, int]]
 HEALTHY = frozenset({"invalid", "moderated", "failed", "refused", "misconfigured"})
 
 
@@ -154,20 +157,24 @@ class Gateway:
             call = await self._call(job, plans)
             record.job_id = job_id()
             async with Hold(self.ledger, job, record.job_id) as hold:
-                bought = await self._buy(flight, hold, job, call, until, record)
+                bought, picture = await self._buy(flight, hold, job, call, until, record)
                 where = flight.digest if keep else _claim(record.job_id)
-                result = _result(job, bought, record.job_id, flight.scope, where)
+                result = _result(job, bought, picture, record.job_id, flight.scope, where)
                 ttl = job.caller.tenant.cache.ttl_seconds if keep else keys.CLAIM_S
                 stored = await self.results.store(where, result, ttl)
-                await self._settle(hold, job, bought, result)
-            await self.flights.landed(flight, result, where if stored else None)
+                # In this order, in one round trip: the money, then the word to those who wait.
+                await asyncio.gather(
+                    self._settle(hold, job, bought, result),
+                    self.flights.landed(flight, result, where if stored else None),
+                )
             return result
         except BaseException as error:
             await asyncio.shield(self.flights.failed(flight, error))
             raise
 
-    async def _buy(self, flight: Flight, hold: Hold, job: Job, call: Call, until: float, record: Record) -> Completed:
-        """Take a turn, dispatch, call; again while the upstream proves that nothing was billed, within one reservation."""
+    async def _buy(self, flight: Flight, hold: Hold, job: Job, call: Call, until: float, record: Record) -> Bought:
+        """Take a turn, dispatch, call; again while the upstream proves that nothing was billed, within one
+        reservation."""
         retries, tenant = Retries(self.retry_budget), job.caller.tenant
         while True:
             asked = monotonic()
@@ -175,9 +182,7 @@ class Gateway:
                 record.waited += monotonic() - asked
                 self.metrics.wait.observe(monotonic() - asked)
                 await self._still_allowed(job)
-                await self.flights.sent(flight)
-                flight.committed = True
-                await hold.dispatch()
+                await self._dispatch(flight, hold)
                 try:
                     return await self._attempt(job, call, until - monotonic(), record)
                 except Fault as fault:
@@ -190,18 +195,27 @@ class Gateway:
                         self.turns.pause(job.type.type, wait)
             await asyncio.sleep(wait)
 
-    async def _attempt(self, job: Job, call: Call, timeout: float, record: Record) -> Completed:
+    async def _dispatch(self, flight: Flight, hold: Hold) -> None:
+        """Acknowledged by Redis before the first byte goes upstream; both marks travel in one round trip."""
+        flight.committed = True
+        try:
+            await asyncio.gather(self.flights.sent(flight), hold.dispatch())
+        except GatewayError:
+            flight.committed = False  # nothing was sent
+            raise
+
+    async def _attempt(self, job: Job, call: Call, timeout: float, record: Record) -> Bought:
         began, status = monotonic(), "lost"
         record.attempts += 1
         self.metrics.in_progress.inc()
         try:
             bought = await self.prodia.attempt(call, timeout=timeout)
             try:
-                describe(bought.image)
+                picture = describe(bought.image)
             except ValueError:
                 raise Fault("malformed", status=200) from None
             status = "ok"
-            return bought
+            return bought, picture
         except Fault as fault:
             status = fault.outcome
             raise
@@ -320,11 +334,12 @@ class Gateway:
             work.exception()  # retrieved: a leader whose caller left has nobody else to tell
 
 
-def _result(job: Job, bought: Completed, job_id: str, scope: str, where: str) -> Result:
-    content_type, width, height = describe(bought.image)
+def _result(job: Job, bought: Completed, picture: tuple[str, int, int], job_id: str, scope: str, where: str) -> Result:
+    content_type, width, height = picture
+    sha256 = hashlib.sha256(bought.image).hexdigest()
     return Result(
-        image=bought.image, job_id=job_id, image_id=image_id(where, bought.image),
-        sha256=hashlib.sha256(bought.image).hexdigest(), content_type=content_type, width=width, height=height,
+        image=bought.image, job_id=job_id, image_id=image_id(where, sha256), sha256=sha256,
+        content_type=content_type, width=width, height=height,
         seed=job.request.seed, job_type=job.type.type, variant=job.variant, operation=job.operation,
         safety_applied=job.safety.applied, price=job.price, created=int(time()), scope=scope,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """One process from start to exit: the sandbox's parts where asked for, two listeners, signals, and an orderly end.
 
-Called by the `serve` command. After SIGTERM readiness goes off, requests are still taken for the drain delay, then the listeners
-close and jobs in flight are finished and settled before the process exits with 0.
+Called by the `serve` command. After SIGTERM readiness goes off, requests are still taken for the drain delay, then
+the listeners close and jobs in flight are finished and settled before the process exits with 0.
 """
 
 from __future__ import annotations
@@ -158,7 +158,9 @@ async def _sandbox(settings: Settings) -> SandboxParts:
         settings.gateway_key_pepper = SecretStr(await asyncio.to_thread(pepper_of, data_dir))
     settings.gateway_accept_volatile_ledger = True
     if "gateway_listen" not in settings.model_fields_set:
-        settings.gateway_listen = "127.0.0.1:8080"  # the demo key is on the screen: other machines are let in only when asked
+        settings.gateway_listen = (
+            "127.0.0.1:8080"  # the demo key is on the screen: other machines are let in only when asked
+        )
     token = secrets.token_hex(16)
     settings.prodia_token = SecretStr(token)
     url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -210,7 +212,7 @@ def _welcome(settings: Settings, key: str) -> str:
 Kontext Gateway is ready at {url}, with its sandbox in the place of Prodia: nothing is charged anywhere.
 The key of the tenant `demo`, shown once: {key}
 
-  curl -s {url}/v1/generate {auth} -H 'Content-Type: application/json' -d '{{"prompt": "a lighthouse at dawn", "seed": 7}}' -o first.jpg
+  curl -s {url}/v1/generate {auth} --json '{{"prompt": "a lighthouse at dawn", "seed": 7}}' -H 'Accept: */*' -o first.jpg
   curl -s {url}/v1/edit {auth} -F image=@first.jpg -F prompt='make the sky stormy' -o stormy.jpg
   curl -s {url}/v1/me {auth}
 """

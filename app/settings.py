@@ -1,4 +1,5 @@
-"""Every setting: environment variable or `.env` line, typed, with its unit and meaning; a wrong one is refused at start.
+"""Every setting: environment variable or `.env` line, typed, with its unit and meaning; a wrong one is refused at
+start.
 
 Read only by the composition root and the commands. README's table of settings is held against this class by a test.
 """
@@ -44,7 +45,7 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr | None = Field(
         default=None,
-        description="The ledger: `redis://`, `rediss://` or `unix://`. Required unless --sandbox, which embeds a Valkey.",
+        description="The ledger: `redis://`, `rediss://` or `unix://`. Required unless --sandbox.",
     )
     cache_redis_url: SecretStr | None = Field(
         default=None,

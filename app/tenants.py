@@ -1,7 +1,9 @@
-"""Who is asking: the tenants file, read again whenever it changes, and API keys, of which only keyed hashes are stored.
+"""Who is asking: the tenants file, read again whenever it changes, and API keys, of which only keyed hashes are
+stored.
 
-The file is looked at on every request (one stat call), so that a change holds from the next request on; a bad file leaves the old one in
-force. Keys live in the ledger Redis; when it is away, `LedgerUnavailable` is raised and nobody is let in.
+The file is looked at on every request (one stat call), so that a change holds from the next request on; a bad file
+leaves the old one in force. Keys live in the ledger Redis; when it is away, `LedgerUnavailable` is raised and nobody
+is let in.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class Tenants:
         self.current = TenantsFile(self._built_in, frozenset())
 
     def load(self) -> None:
-        """Read the file for the first time. Raises TenantsFileError or OSError: a gateway does not start on a bad file."""
+        """Read the file for the first time. Raises TenantsFileError or OSError: a gateway does not start on a bad
+        file."""
         if self._path is not None:
             self._stamp = _stamp(self._path)
             self.current = self._merged(load(_read(self._path), file=str(self._path), variants=self._variants))

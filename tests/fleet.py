@@ -1,7 +1,8 @@
-"""Real processes for tests: a Valkey with an append-only file, the sandbox upstream with its bill, and gateway replicas.
+"""Real processes for tests: a Valkey with an append-only file, the sandbox upstream with its bill, and gateway
+replicas.
 
-Everything listens on loopback on free ports and ends with the test. `program` lets a test run a deliberately wrong variant of the
-gateway in the place of `python -m app`.
+Everything listens on loopback on free ports and ends with the test. `program` lets a test run a deliberately wrong
+variant of the gateway in the place of `python -m app`.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ class Fleet:
         fresh.replace(self.folder / "tenants.yaml")
 
     def command(self, *arguments: str) -> str:
-        """Run a `kontext-gateway` command against this fleet's ledger; its output. Fails on an exit code other than 0."""
+        """Run a `kontext-gateway` command against this fleet's ledger; its output. Fails on an exit code other than
+        0."""
         done = subprocess.run(
             [*APP, *arguments], env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
         )
@@ -141,7 +143,7 @@ class Fleet:
             )
         replica = Replica(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{ops}", log)
         self.replicas.append(replica)
-        wait_until(lambda: _ready(replica), 20, lambda: log.read_text())
+        wait_until(lambda: _ready(replica), 20, log.read_text)
         return replica
 
 
@@ -195,7 +197,17 @@ def fleet(
     made = Fleet(folder, settings["REDIS_URL"], upstream, settings)
     made.tenants(tenants)
     stand_in = subprocess.Popen(
-        [*APP, "sandbox", "--listen", f"127.0.0.1:{port}", "--token", TOKEN, "--bill", str(folder / "bill.jsonl"), *sandbox],
+        [
+            *APP,
+            "sandbox",
+            "--listen",
+            f"127.0.0.1:{port}",
+            "--token",
+            TOKEN,
+            "--bill",
+            str(folder / "bill.jsonl"),
+            *sandbox,
+        ],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=(folder / "sandbox.log").open("wb"),

@@ -1,8 +1,9 @@
 """Is this picture being made? Equal requests in flight, on any replica, become one job: one leads, the others follow.
 
-Called by the pipeline. In a process, followers wait on futures; between processes, one watcher per flight polls Redis. A leader refused
-for reasons of its own hands the flight to the next follower; an outcome that belongs to the request is shared. A leader that died
-is replaced only before dispatch: what may have been sent is never sent again. When Redis is away, `LedgerUnavailable` is raised.
+Called by the pipeline. In a process, followers wait on futures; between processes, one watcher per flight polls
+Redis. A leader refused for reasons of its own hands the flight to the next follower; an outcome that belongs to the
+request is shared. A leader that died is replaced only before dispatch: what may have been sent is never sent again.
+When Redis is away, `LedgerUnavailable` is raised.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class Flights:
         return flight, await self._follow(flight, timeout)
 
     async def sent(self, flight: Flight) -> None:
-        """The leader is about to dispatch: from now on nobody takes over. Raises LedgerUnavailable, also when fenced out."""
+        """The leader is about to dispatch: from now on nobody takes over. Raises LedgerUnavailable, also when fenced
+        out."""
         if flight.shared and not await self._mark(flight, "sent", ""):
             raise LedgerUnavailable("Another replica took this flight over; nothing was dispatched here.")
 
@@ -107,8 +109,12 @@ class Flights:
         await self._announce(flight, "done" if stored_at else "failed", stored_at or "")
 
     async def failed(self, flight: Flight, error: BaseException) -> None:
-        """The leader gives up. What belongs to the request is shared; anything else hands the flight to the next follower."""
-        if isinstance(error, GatewayError) and not isinstance(error, Refused | LedgerUnavailable):
+        """The leader gives up. What belongs to the request is shared; anything else hands the flight to the next
+        follower."""
+        own = not isinstance(error, GatewayError) or isinstance(error, Refused | LedgerUnavailable)
+        if own and flight.committed:
+            error, own = _lost(), False  # it may have been sent: nobody sends it again
+        if isinstance(error, GatewayError) and not own:
             self._crash(flight, error)
             note = {"code": error.code, "detail": error.detail, "charged": error.charged}
             await self._announce(flight, "failed", json.dumps(note))
@@ -230,7 +236,8 @@ class Flights:
 
 
 def follower_error(error: GatewayError) -> GatewayError:
-    """A leader's failure as its followers are told it: the leader was charged or not, they were not, unless nobody knows."""
+    """A leader's failure as its followers are told it: the leader was charged or not, they were not, unless nobody
+    knows."""
     charged: Charged = "unknown" if error.charged == "unknown" else "no"
     told = UpstreamError(error.code, error.detail, charged=charged, retry_after=error.retry_after, field=error.field)
     told.status = error.status
@@ -246,5 +253,5 @@ def _error(note: bytes | None) -> GatewayError:
 
 def _lost() -> GatewayError:
     return UpstreamError(
-        "upstream_timeout", "The replica that was making this picture is gone; it may come yet.", charged="unknown"
+        "upstream_timeout", "What became of this picture is unknown; it may come yet.", charged="unknown"
     )

@@ -1,14 +1,14 @@
-"""Has this picture been made? Finished results with their record, in the cache Redis, under the digest of what makes their pixels.
+"""Has this picture been made? Finished results with their record, in the cache Redis, under the digest of what makes
+their pixels.
 
-Called by the pipeline. Fails open: an unreadable cache is a miss, counted, and a picture that cannot be stored is still delivered. What
-is read back is checked, so that a damaged value is a miss and never served.
+Called by the pipeline. Fails open: an unreadable cache is a miss, counted, and a picture that cannot be stored is
+still delivered. What is read back is checked, so that a damaged value is a miss and never served.
 """
 
 from __future__ import annotations
 
-import hashlib
 import zlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import orjson
@@ -42,9 +42,9 @@ class Result:
 _RECORD = tuple(field.name for field in fields(Result) if field.name != "image")
 
 
-def image_id(digest: str, image: bytes) -> str:
+def image_id(digest: str, sha256: str) -> str:
     """The public id of a stored picture: where it is stored, and a check on its content."""
-    return f"img_{digest[:40]}{hashlib.sha256(image).hexdigest()[:8]}"
+    return f"img_{digest[:40]}{sha256[:8]}"
 
 
 class Results:
@@ -112,8 +112,3 @@ def decode(value: bytes | None) -> Result | None:
         return Result(image=bytes(view[end:]), **record)
     except (ValueError, TypeError):
         return None
-
-
-def record_of(result: Result) -> dict[str, Any]:
-    """The result without its bytes."""
-    return {name: value for name, value in asdict(result).items() if name != "image"}

@@ -1,12 +1,13 @@
 """The catalogue: every job type that can be sold, as data read from `catalog.toml` and an operator's own file.
 
-Pure. Read by validate, policy, the surfaces and `kontext-gateway check`. A wrong file raises `CatalogError`, which names
-the file, the line of the entry and the field.
+Pure. Read by validate, policy, the surfaces and `kontext-gateway check`. A wrong file raises `CatalogError`, which
+names the file, the line of the entry and the field.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from importlib import resources
 from types import MappingProxyType
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from app.domain.inputs import InputRule
 from app.domain.pricing import parse_usd
@@ -58,6 +59,8 @@ class Parameter(BaseModel):
     def _sound(self) -> Parameter:
         if (self.kind == "choice") != (self.choices is not None):
             raise ValueError('`choices` goes with kind = "choice" and only with it')
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+            raise ValueError("the minimum is above the maximum")
         if self.role and self.kind != "integer":
             raise ValueError("a parameter with a role is an integer")
         if self.role == "safety" and None in (self.minimum, self.maximum, self.default):
@@ -74,11 +77,11 @@ class Parameter(BaseModel):
             case "boolean":
                 return None if isinstance(value, bool) else "must be true or false"
             case "integer":
-                wrong = isinstance(value, bool) or not isinstance(value, int)
+                wrong = isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**63
                 return f"must be an integer{self.range_text}" if wrong or self._outside(value) else None  # type: ignore[arg-type]
             case "number":
                 wrong = isinstance(value, bool) or not isinstance(value, int | float)
-                if wrong or value != value or value in (float("inf"), float("-inf")):
+                if wrong or not abs(value) <= sys.float_info.max:  # type: ignore[arg-type]
                     return f"must be a finite number{self.range_text}"
                 return f"must be a number{self.range_text}" if self._outside(value) else None  # type: ignore[arg-type]
             case "ratio":
@@ -179,16 +182,24 @@ class JobType(BaseModel):
             raise ValueError(f"the gateway's own fields cannot be parameters: {', '.join(sorted(clash))}")
         if len(set(names)) != len(names):
             raise ValueError("parameters and inputs need different names")
-        if self.variant in ("auto", "_other"):
-            raise ValueError(f"the variant name {self.variant} is taken")
         if (self.operation == "edit") != bool(self.inputs):
             raise ValueError("an edit has inputs, a generate has none")
         for role in ("safety", "seed"):
             if sum(1 for parameter in self.parameters.values() if parameter.role == role) > 1:
                 raise ValueError(f"only one parameter can have the role {role}")
-        if self.price_usd is not None:
-            parse_usd(self.price_usd)
         return self
+
+    @field_validator("price_usd")
+    @classmethod
+    def _payable(cls, text: str | None) -> str | None:
+        return text if text is None or parse_usd(text) else None
+
+    @field_validator("variant")
+    @classmethod
+    def _free(cls, name: str) -> str:
+        if name == "auto":
+            raise ValueError("the variant name auto is taken")
+        return name
 
     @property
     def price(self) -> int | None:
@@ -240,7 +251,11 @@ def load(extra: str | None = None, *, file: str = "catalog.toml") -> Catalog:
     for job in jobs.values():
         other = taken.setdefault((job.operation, job.variant), job.type) if job.enabled else job.type
         if other != job.type:
-            raise CatalogError([f"{file}:1: job: {job.type} and {other} are both {job.operation} {job.variant}"])
+            lines = enumerate((extra or "").splitlines(), 1)
+            line = next((number for number, line in lines if job.type in line or other in line), 1)
+            raise CatalogError(
+                [f"{file}:{line}: job.variant: {job.type} and {other} are both {job.operation} {job.variant}"]
+            )
     return Catalog(tuple(jobs.values()))
 
 
@@ -254,13 +269,15 @@ def _read(text: str, file: str) -> list[JobType]:
     mistakes = [f"{file}:1: {name}: unknown; only [[job]] entries belong here" for name in document]
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise CatalogError([f"{file}:1: job: must be [[job]] entries"])
-    headers = [number for number, line in enumerate(text.splitlines(), 1) if line.strip() == "[[job]]"]
+    headers = [number for number, line in enumerate(text.splitlines(), 1) if re.match(r"\s*\[\[\s*job\s*\]\]", line)]
     jobs = []
     for index, entry in enumerate(entries):
+        start = headers[index] if index < len(headers) else 1
         try:
             jobs.append(JobType.model_validate(entry))
+            if jobs[-1].type in {job.type for job in jobs[:-1]}:
+                mistakes.append(f"{file}:{start}: job.type: {jobs[-1].type} has an entry already")
         except ValidationError as error:
-            start = headers[index] if index < len(headers) else 1
             end = headers[index + 1] if index + 1 < len(headers) else None
             mistakes += [_mistake(text, file, start, end, found) for found in error.errors()]
     if mistakes:

@@ -25,8 +25,8 @@ def scope_secret(pepper: bytes, scope: str) -> bytes:
 def fingerprint(job: Job, *, secret: bytes, gate_version: int, keep_metadata: bool) -> str:
     """Hex digest (64 characters) of the job's pixels-to-be.
 
-    The effective safety tolerance is in it through `config`; the asked one matters only through it. For each input it is
-    the digest of the upload as it came, with `fit` and the gate's version, so that a hit never decodes.
+    The effective safety tolerance is in it through `config`; the asked one matters only through it. For each input it
+    is the digest of the upload as it came, with `fit` and the gate's version, so that a hit never decodes.
     """
     request = job.request
     inputs: Mapping[str, str] = {name: upload.sha256 for name, upload in request.uploads.items()}

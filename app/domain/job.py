@@ -1,7 +1,7 @@
 """What travels along the walk: the ask of a surface, the request after validation, the job after policy.
 
-Pure records. `Ask` holds what a caller wrote; `Request` is legal by the catalogue; `Job` is legal by the tenant's policy
-too and says exactly what goes upstream.
+Pure records. `Ask` holds what a caller wrote; `Request` is legal by the catalogue; `Job` is legal by the tenant's
+policy too and says exactly what goes upstream.
 """
 
 from __future__ import annotations

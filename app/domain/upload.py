@@ -1,6 +1,7 @@
 """An uploaded picture on its way: its bytes until they are no longer needed, its size and digest for ever.
 
-Pure. Made by the surfaces, released by the pipeline: a job waits for seconds, and its upload must not wait in memory with it.
+Pure. Made by the surfaces, released by the pipeline: a job waits for seconds, and its upload must not wait in memory
+with it.
 """
 
 from __future__ import annotations

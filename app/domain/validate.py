@@ -91,11 +91,13 @@ def _parameters(ask: Ask, job_type: JobType, output: str) -> dict[str, Any]:
                 raise InvalidRequest(f"`{name}` is for {parameter.only_with_output} output only.", field=name)
             if parameter.only_with_output and parameter.only_with_output != output:
                 continue
-        # One number, one spelling: 3 and 3.0 are the same request.
-        effective[name] = (
-            int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
-        )
+        effective[name] = _one_spelling(value) if parameter.kind == "number" else value
     return effective
+
+
+def _one_spelling(number: int | float) -> int | float:
+    """3 and 3.0 are the same request; a whole number that no 64 bits hold is a float on the wire."""
+    return int(number) if abs(number) < 2**53 and number == int(number) else float(number)
 
 
 def _unknown(name: str, ask: Ask, job_type: JobType, catalog: Catalog) -> InvalidRequest:
@@ -108,7 +110,7 @@ def _unknown(name: str, ask: Ask, job_type: JobType, catalog: Catalog) -> Invali
         )
     for operation in ("generate", "edit"):
         if variants := catalog.having(operation, name):
-            text = f"`{shown}` is not a field of {ask.operation}; for {operation} these variants have it: {', '.join(variants)}."
+            text = f"`{shown}` is not a field of {ask.operation}; {operation} has it with {', '.join(variants)}."
             return InvalidRequest(text, field=shown, operation=operation, variants=list(variants))
     return InvalidRequest(f"`{shown}` is not a field of {ask.operation}.", field=shown)
 

@@ -1,7 +1,9 @@
-"""A fair turn at the upstream: fleet-wide slots shared between tenants by weight, the pause after a 429, and the breaker.
+"""A fair turn at the upstream: fleet-wide slots shared between tenants by weight, the pause after a 429, and the
+breaker.
 
-The pipeline's leader takes a turn before it dispatches. All wants of a process travel in one script call at a time; while some are
-unmet, the call is repeated every few hundredths of a second. When Redis is away, `LedgerUnavailable` is raised to those who wait.
+The pipeline's leader takes a turn before it dispatches. All wants of a process travel in one script call at a time;
+while some are unmet, the call is repeated every few hundredths of a second. When Redis is away, `LedgerUnavailable`
+is raised to those who wait.
 """
 
 from __future__ import annotations
@@ -105,9 +107,9 @@ class Turns:
             self._give_back(line)
 
     def report(self, job_type: str, *, ok: bool) -> None:
-        """What an upstream answer says of a type's health: a complete or a caller's-fault answer is ok, silence or a 5xx is not."""
-        self._news.append((job_type, "ok" if ok else "fail", 0))
-        self._kick()
+        """What an upstream answer says of a type's health: a complete or a caller's-fault answer is ok, silence or a
+        5xx is not."""
+        self._news.append((job_type, "ok" if ok else "fail", 0))  # travels with the slot, which is given back next
 
     def pause(self, job_type: str, seconds: float) -> None:
         """A 429: no replica starts a job of this type for a while."""

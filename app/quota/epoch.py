@@ -1,8 +1,9 @@
-"""The ledger's identity: an id in Redis and a sequence mark per tenant in memory, so that a lost ledger is never read as "nothing spent".
+"""The ledger's identity: an id in Redis and a sequence mark per tenant in memory, so that a lost ledger is never read
+as "nothing spent".
 
-Every money script is given the id and the mark and refuses when the ledger it finds is another one or older. Then this
-process stops admitting until an operator runs `kontext-gateway ledger release`. A failover whose sequence is at least the
-mark goes on by itself.
+Every money script is given the id and the mark and refuses when the ledger it finds is another one or older. Then
+this process stops admitting until an operator runs `kontext-gateway ledger release`. A failover whose sequence is at
+least the mark goes on by itself.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class Epoch:
             if now[0] == root[0] and int(now[1] or 0) >= mark:
                 return  # enrolled or released by another request since the script looked
             if not found and not known and not mark:
-                # The tenant's epoch first: a crash in between leaves a ledger that can be used, not one that looks lost.
+                # The tenant's epoch first: a crash in between leaves a ledger that can be used, not one that looks
+                # lost.
                 await self._store.command("HSETNX", keys.ledger(tenant), "epoch", current)
                 await self._store.command("SADD", keys.TENANTS, tenant)
                 return

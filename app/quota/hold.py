@@ -1,7 +1,8 @@
 """A reservation in code: an async context manager that no path can leave without an end, cancellation included.
 
-Made by the pipeline's leader for one job. Everything the job needs is held at once or not at all; retries of the upstream call live
-inside it. When Redis does not answer, a script is asked once more by the same id and then `LedgerUnavailable` is raised.
+Made by the pipeline's leader for one job. Everything the job needs is held at once or not at all; retries of the
+upstream call live inside it. When Redis does not answer, a script is asked once more by the same id and then
+`LedgerUnavailable` is raised.
 """
 
 from __future__ import annotations
@@ -27,10 +28,7 @@ RETRACT = script("app.quota", "retract")
 
 
 class Hold:
-    """One reservation: RESERVED -> DISPATCHING -> SETTLED | REFUNDED | AMBIGUOUS.
-
-    `committed` turns true just before dispatch is asked for: from then on the job must run to its end.
-    """
+    """One reservation: RESERVED -> DISPATCHING -> SETTLED | REFUNDED | AMBIGUOUS."""
 
     def __init__(self, ledger: Ledger, job: Job, job_id: str) -> None:
         self._ledger = ledger
@@ -40,7 +38,6 @@ class Hold:
         self._fence = 0
         self._taken: tuple[str, ...] = ()
         self.state: Literal["new", "reserved", "dispatching", "ended"] = "new"
-        self.committed = False
         self.remaining: dict[str, int] = {}
         self.facts: dict[str, Any] = {
             "job": job_id,
@@ -82,7 +79,8 @@ class Hold:
                     "epoch": ledger.epoch.check(), "mark": ledger.epoch.mark(tenant.id), "amount": job.price,
                     "spans": [[per, *spans[per]] for per in order], "conc": [seat.cap for seat in seats],
                     "limits": [
-                        [cap.cap, job.price if cap.kind == "usd" else 1, order.index(cap.per) + 1, cap.kind] for cap in found
+                        [cap.cap, job.price if cap.kind == "usd" else 1, order.index(cap.per) + 1, cap.kind]
+                        for cap in found
                     ],
                     "keep": keys.WINDOW_KEEP_S, "facts": self.facts,
                 }  # fmt: skip
@@ -121,7 +119,8 @@ class Hold:
                         break
             raise LedgerUnavailable()
         except BaseException:
-            # Whether it was reserved may be unknown: the reaper sees an id of ours that nobody works on, and gives it back.
+            # Whether it was reserved may be unknown: the reaper sees an id of ours that nobody works on, and gives it
+            # back.
             ledger.active.discard(self.id)
             raise
 
@@ -132,7 +131,6 @@ class Hold:
             Refused: the key was revoked or has expired meanwhile.
             LedgerUnavailable: not acknowledged; the job must not be sent.
         """
-        self.committed = True
         tenant = self._tenant.id
         reply = await self._ask(
             DISPATCH,
@@ -167,7 +165,8 @@ class Hold:
         self._ledger.epoch.saw(tenant, reply[1])
 
     async def settle(self, paid: int, **row: Any) -> str:
-        """Charge `paid` micro-dollars; `row` goes into the ledger row. The script's word: done, already or unwritten."""
+        """Charge `paid` micro-dollars; `row` goes into the ledger row. The script's word: done, already or
+        unwritten."""
         return await self._end("SETTLED", "DISPATCHING,AMBIGUOUS", paid, row)
 
     async def refund(self, **row: Any) -> str:

@@ -1,7 +1,8 @@
-"""May this be spent? Rates, images, places and dollars at tenant, key and end-user level, decided in Redis by atomic scripts.
+"""May this be spent? Rates, images, places and dollars at tenant, key and end-user level, decided in Redis by atomic
+scripts.
 
-Called by the pipeline only. Fails closed: when Redis does not answer, `LedgerUnavailable` is raised and nothing is dispatched.
-The end of a reservation that cannot be written now is kept in `unwritten` and written by the heartbeat.
+Called by the pipeline only. Fails closed: when Redis does not answer, `LedgerUnavailable` is raised and nothing is
+dispatched. The end of a reservation that cannot be written now is kept in `unwritten` and written by the heartbeat.
 """
 
 from __future__ import annotations

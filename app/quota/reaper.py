@@ -1,7 +1,7 @@
 """Ends what its owner cannot end any more: reservations of dead processes, and our own that nobody works on.
 
-Runs on every replica; the finish script lets exactly one of them win. Never sent means refund; maybe sent means charged and
-ambiguous. When Redis is away a pass is skipped and the next one does its work.
+Runs on every replica; the finish script lets exactly one of them win. Never sent means refund; maybe sent means
+charged and ambiguous. When Redis is away a pass is skipped and the next one does its work.
 """
 
 from __future__ import annotations

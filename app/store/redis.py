@@ -1,9 +1,9 @@
 """Redis for everybody else: scripts and commands, batched, bounded in time, translated to one exception.
 
-Calls made in the same turn of the event loop travel as one pipeline on one pooled connection: fewer system calls, and a caller that
-is cancelled never leaves a half-read reply on a connection, because the batch, not the caller, owns it. Nothing is ever re-sent
-by the client itself; a script missing on the server (NOSCRIPT: it did not run) is loaded and run once more. Any failure becomes
-`LedgerUnavailable`; whether the command took effect is then unknown to the caller.
+Calls made in the same turn of the event loop travel as one pipeline on one pooled connection: fewer system calls, and
+a caller that is cancelled never leaves a half-read reply on a connection, because the batch, not the caller, owns it.
+Nothing is ever re-sent by the client itself; a script missing on the server (NOSCRIPT: it did not run) is loaded and
+run once more. Any failure becomes `LedgerUnavailable`; whether the command took effect is then unknown to the caller.
 """
 
 from __future__ import annotations

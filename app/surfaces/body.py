@@ -1,6 +1,8 @@
-"""Reads request bodies off the ASGI stream: bounded before buffering, strict, and off the event loop where they are large.
+"""Reads request bodies off the ASGI stream: bounded before buffering, strict, and off the event loop where they are
+large.
 
-Used by every surface. What cannot be read is an `InvalidRequest` with 400, 411, 413 or 415; nothing has been spent by then.
+Used by every surface. What cannot be read is an `InvalidRequest` with 400, 411, 413 or 415; nothing has been spent by
+then.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Who may call a route, as types: a route declares a role in its signature, and a test fails for one that declares none.
+"""Who may call a route, as types: a route declares a role in its signature, and a test fails for one that declares
+none.
 
-`KeyCaller` authenticates by API key before the body is read. Every surface uses these and none has authentication of its own.
+`KeyCaller` authenticates by API key before the body is read. Every surface uses these and none has authentication of
+its own.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ class Accepted:
 
 
 def accepted(header: str | None) -> Accepted:
-    """Read an Accept header. JSON only where it is preferred to an image; a format only where it is the single image type."""
+    """Read an Accept header. JSON only where it is preferred to an image; a format only where it is the single image
+    type."""
     if not header:
         return Accepted(False, None)
     ranges = []

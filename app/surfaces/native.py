@@ -138,7 +138,7 @@ async def me(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Respon
             "variants": allowed,
             "safety": {
                 "mode": tenant.safety.mode,
-                **{name: {"ceiling": rule.ceiling, "default": rule.default} for name, rule in tenant.safety.rules.items()},
+                **{name: asdict(rule) for name, rule in tenant.safety.rules.items()},
                 "allow_without_knob": sorted(tenant.safety.allow_without_knob),
             },
             "requests": None if rate is None else {"count": rate.count, "seconds": rate.seconds, "burst": rate.burst},
@@ -258,7 +258,7 @@ def _document(delivery: Delivery, gateway: Gateway, request_id: str) -> dict[str
         "id": result.job_id, "object": "kontext.result", "created": result.created,
         "operation": job.operation, "variant": job.variant, "job_type": job.type.type, "seed": result.seed,
         "source": delivery.source,
-        "safety": {"requested": safety.requested, "applied": safety.applied, "ceiling": safety.ceiling, "action": safety.action},
+        "safety": asdict(safety),
         "image": picture,
         "cost": {"micro_usd": delivery.cost, "usd": usd(delivery.cost), "saved_micro_usd": delivery.saved},
         "advice": [],

@@ -1,7 +1,7 @@
 """The ops listener's own routes: metrics, liveness and readiness. Bound to loopback by default; no key is needed.
 
-Liveness is constant. Readiness answers from what the heartbeat last saw, so that a probe costs no round trip. Metrics read the
-money gauges from Redis, and leave them as they were when it is away.
+Liveness is constant. Readiness answers from what the heartbeat last saw, so that a probe costs no round trip. Metrics
+read the money gauges from Redis, and leave them as they were when it is away.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Plain ASGI around every listener: request ids, limits on headers, CORS, the last line of defence, and one event per request.
+"""Plain ASGI around every listener: request ids, limits on headers, CORS, the last line of defence, and one event per
+request.
 
-It makes the request's `Outcome` (scope["state"]["record"]), adds the headers that every answer carries, and when the answer is
-out, hands the record to metrics and log. An exception that nobody translated becomes a constant 500 here.
+It makes the request's `Outcome` (scope["state"]["record"]), adds the headers that every answer carries, and when the
+answer is out, hands the record to metrics and log. An exception that nobody translated becomes a constant 500 here.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 * 1024
 _EXPOSED = ", ".join(
-    ("X-Request-Id", "RateLimit", "RateLimit-Policy", "Retry-After", "Server-Timing", "Cache-Status", "ETag", "Repr-Digest",
+    ("X-Request-Id", "RateLimit", "RateLimit-Policy", "Retry-After", "Server-Timing", "Cache-Status", "ETag",
+     "Repr-Digest",
      "Gateway-Job-Id", "Gateway-Image-Id", "Gateway-Seed", "Gateway-Variant", "Gateway-Source", "Gateway-Cost-Usd",
      "Gateway-Safety")
 )  # fmt: skip
@@ -33,7 +35,8 @@ _ALLOWED = "Authorization, Content-Type, Accept, Cache-Control, Prefer, Idempote
 
 
 class Access:
-    """ASGI middleware. `origins()` gives the union of tenants' CORS origins, for preflights and unauthenticated errors."""
+    """ASGI middleware. `origins()` gives the union of tenants' CORS origins, for preflights and unauthenticated
+    errors."""
 
     def __init__(
         self,
@@ -133,7 +136,8 @@ def _where(error: BaseException) -> str:
 
 
 def _rate_headers(rates: list[Any]) -> list[tuple[bytes, bytes]]:
-    """RateLimit-Policy and RateLimit, in the form of the IETF draft's eleventh revision; one place, as the next renames parameters."""
+    """RateLimit-Policy and RateLimit, in the form of the IETF draft's eleventh revision; one place, as the next
+    renames parameters."""
     if not rates:
         return []
     names = {"tenant": "requests", "key": "requests-key", "user": "requests-user"}
@@ -157,7 +161,8 @@ async def _preflight(send: Send, allowed: bool) -> None:
 async def _refuse(send: Send, status: int, code: str, request: str) -> None:
     titles = {"headers_too_large": "The request headers are too large", "internal": "The gateway failed"}
     body = json.dumps(
-        {"type": f"urn:kontext-gateway:error:{code}", "title": titles[code], "status": status, "detail": titles[code] + ".",
+        {"type": f"urn:kontext-gateway:error:{code}", "title": titles[code], "status": status,
+         "detail": titles[code] + ".",
          "code": code, "charged": "no" if code != "internal" else "unknown", "request_id": request}
     ).encode()  # fmt: skip
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]

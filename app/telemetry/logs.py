@@ -1,4 +1,5 @@
-"""Structured logs: one JSON line per request and per change of state, on standard output, from allow-listed fields only.
+"""Structured logs: one JSON line per request and per change of state, on standard output, from allow-listed fields
+only.
 
 Nothing that a caller wrote gets here but ids the gateway made and names from the configuration.
 """

@@ -1,7 +1,7 @@
 """Every metric, declared in one place; labels are closed sets, anything else folds to `_other`.
 
-One `Metrics` per process with a registry of its own; fed by `Outcome` records, ledger moves and the Redis observer. Gauges about money are
-read from Redis at scrape time and say the same on every replica: aggregate them with `max by`.
+One `Metrics` per process with a registry of its own; fed by `Outcome` records, ledger moves and the Redis observer.
+Gauges about money are read from Redis at scrape time and say the same on every replica: aggregate them with `max by`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Metrics:
         sale = ("tenant", "operation", "variant")
         self.http = histogram("http_request_duration_seconds", "Time from the first header to the last byte.",
                               ("method", "route", "status_class", "surface"), _JOB)  # fmt: skip
-        self.overhead = histogram("gateway_overhead_seconds", "The gateway's own time: neither upstream nor waiting for a slot.",
+        self.overhead = histogram("gateway_overhead_seconds", "Own time: neither upstream nor waiting for a slot.",
                                   ("operation",), _FAST)  # fmt: skip
         self.requests = counter("requests_total", "Requests by outcome: ok or an error code.",
                                 "tenant", "operation", "surface", "outcome")  # fmt: skip
@@ -88,7 +88,7 @@ class Metrics:
         self.queue_age = gauge("job_queue_oldest_age_seconds", "How long the oldest of them has waited.")
         self.wait = histogram("job_wait_seconds", "Time a job waited for its upstream slot.", (), _JOB)
         self.redis_errors = counter("redis_errors_total", "Failed round trips.", "operation", "kind")
-        self.redis_time = histogram("redis_operation_duration_seconds", "Duration of a round trip, by its first command.",
+        self.redis_time = histogram("redis_operation_duration_seconds", "Duration of a round trip, by first command.",
                                     ("operation",), _FAST)  # fmt: skip
         self.reaped = counter("reservations_reaped_total", "Reservations ended in the place of a dead owner.")
         self.unwritten = gauge("settlements_unwritten", "Ends of reservations that wait for Redis to come back.")

@@ -1,8 +1,8 @@
 """`python -m tests.bench`: CPU per request and added latency of the gateway beside a bare pass-through, in one run.
 
-Starts everything itself on loopback: a canned 200 KB upstream without delay, a Valkey with an append-only file, the gateway with
-key, limits, budget and cache on and distinct seeds, and two bare FastAPI pass-throughs. Rounds alternate, and figures are medians
-over rounds; on a noisy machine only the ratios mean something.
+Starts everything itself on loopback: a canned 200 KB upstream without delay, a Valkey with an append-only file, the
+gateway with key, limits, budget and cache on and distinct seeds, and two bare FastAPI pass-throughs. Rounds
+alternate, and figures are medians over rounds; on a noisy machine only the ratios mean something.
 """
 
 from __future__ import annotations
@@ -92,7 +92,10 @@ def main() -> None:
             }
             wait_until(lambda: all(_listens(url) for _, url in targets.values()), 20)
             print(f"{rounds} rounds of {requests} requests, 200 KB replies; medians; ratios to the bare httpx2 pool")
-            print(f"{'':22}{'in flight':>10}{'CPU ms':>9}{'ratio':>7}{'p50 ms':>9}{'ratio':>7}{'p99 ms':>9}{'Redis CPU ms':>14}")
+            print(
+                f"{'':22}{'in flight':>10}{'CPU ms':>9}{'ratio':>7}{'p50 ms':>9}{'ratio':>7}"
+                f"{'p99 ms':>9}{'Redis CPU ms':>14}"
+            )
             for concurrency in (1, 16, 64):
                 table: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in targets}
                 for turn in range(rounds + 1):
@@ -104,7 +107,12 @@ def main() -> None:
                         redis_used = (cpu(redis_pid) - redis_before) / requests * 1000
                         if turn:  # the first round warms up
                             table[name].append(
-                                (used, statistics.median(taken) * 1000, taken[int(len(taken) * 0.99)] * 1000, redis_used)
+                                (
+                                    used,
+                                    statistics.median(taken) * 1000,
+                                    taken[int(len(taken) * 0.99)] * 1000,
+                                    redis_used,
+                                )
                             )
                 base = [statistics.median(column) for column in zip(*table["bare, httpx2 pool"], strict=True)]
                 for name, samples in table.items():

@@ -1,4 +1,5 @@
-"""What the gateway is measured against: a FastAPI route that passes the body on and the answer back, and checks nothing.
+"""What the gateway is measured against: a FastAPI route that passes the body on and the answer back, and checks
+nothing.
 
 BENCH_UPSTREAM is the upstream's URL; BENCH_TRANSPORT is `pool` (httpx2's own) or `aiohttp` (the gateway's transport).
 """
@@ -6,6 +7,7 @@ BENCH_UPSTREAM is the upstream's URL; BENCH_TRANSPORT is `pool` (httpx2's own) o
 from __future__ import annotations
 
 import os
+from functools import cache
 
 import aiohttp
 import httpx2
@@ -13,20 +15,16 @@ from fastapi import FastAPI, Request, Response
 from httpx_aiohttp.httpx2 import AiohttpTransport
 
 app = FastAPI(openapi_url=None)
-_client: httpx2.AsyncClient | None = None
 
 
+@cache
 def client() -> httpx2.AsyncClient:
     """One client per process, made inside the loop."""
-    global _client
-    if _client is None:
-        if os.environ["BENCH_TRANSPORT"] == "aiohttp":
-            connector = aiohttp.TCPConnector(limit=1000, keepalive_timeout=4)
-            transport = AiohttpTransport(client=lambda: aiohttp.ClientSession(connector=connector))
-            _client = httpx2.AsyncClient(transport=transport, timeout=60)
-        else:
-            _client = httpx2.AsyncClient(timeout=60, limits=httpx2.Limits(max_connections=1000, keepalive_expiry=4))
-    return _client
+    if os.environ["BENCH_TRANSPORT"] == "aiohttp":
+        connector = aiohttp.TCPConnector(limit=1000, keepalive_timeout=4)
+        transport = AiohttpTransport(client=lambda: aiohttp.ClientSession(connector=connector))
+        return httpx2.AsyncClient(transport=transport, timeout=60)
+    return httpx2.AsyncClient(timeout=60, limits=httpx2.Limits(max_connections=1000, keepalive_expiry=4))
 
 
 @app.post("/v1/generate")
