@@ -207,12 +207,12 @@ async def _demo_key(app: Application) -> str:
 def _welcome(settings: Settings, key: str) -> str:
     _, port = address(settings.gateway_listen)
     url = f"http://127.0.0.1:{port}"
-    auth = f"-H 'Authorization: Bearer {key}'"
+    auth, json = f"-H 'Authorization: Bearer {key}'", "-H 'Content-Type: application/json'"
     return f"""
 Kontext Gateway is ready at {url}, with its sandbox in the place of Prodia: nothing is charged anywhere.
 The key of the tenant `demo`, shown once: {key}
 
-  curl -s {url}/v1/generate {auth} --json '{{"prompt": "a lighthouse at dawn", "seed": 7}}' -H 'Accept: */*' -o first.jpg
+  curl -s {url}/v1/generate {auth} {json} -d '{{"prompt": "a lighthouse at dawn", "seed": 7}}' -o first.jpg
   curl -s {url}/v1/edit {auth} -F image=@first.jpg -F prompt='make the sky stormy' -o stormy.jpg
   curl -s {url}/v1/me {auth}
 """
