@@ -58,7 +58,9 @@ class Health:
             return "draining"
         if self._epoch.frozen:
             return "ledger_frozen"
-        return None if self._ledger_ok else "ledger_unavailable"
+        if not self._ledger_ok:
+            return "ledger_unavailable"
+        return "no_ledger" if self._epoch.id is None else None
 
     async def start(self) -> None:
         """Read the tenants, look at the ledger, start the heartbeat.

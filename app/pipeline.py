@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from time import monotonic, time
+from time import monotonic, perf_counter, time
 
 from app.cache.flight import Flight, Flights
 from app.cache.results import Result, Results, image_id
@@ -116,7 +116,7 @@ class Gateway:
 
     async def submit(self, caller: Caller, ask: Ask, control: Control, record: Record) -> Delivery:
         """From what a caller wrote to a finished picture. Raises GatewayError; nothing is charged unless it says so."""
-        until = monotonic() + self.deadline
+        until = monotonic() + self.deadline - (perf_counter() - record.began)
         request = validate(ask, self.catalog)
         record.operation, record.variant = request.job_type.operation, request.job_type.variant
         job = policy.apply(caller, request)

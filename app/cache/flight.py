@@ -79,15 +79,11 @@ class Flights:
         if flight is None:
             flight = Flight(scope, digest, shared=True)
             self._flights[flight.key] = flight
-            try:
-                found = await self._join(flight, dead="", fresh=fresh)
-            except BaseException as error:
-                self._crash(flight, error)
-                raise
+            found = await self._board_first(flight, fresh)
             if found is True:
                 return flight, None
             if isinstance(found, Result):
-                self._close(flight, lambda future: future.set_result(found))
+                self._land(flight, found)
                 return flight, found
             flight.watcher = asyncio.create_task(self._watch(flight))
         return flight, await self._follow(flight, timeout)
@@ -105,7 +101,7 @@ class Flights:
 
     async def landed(self, flight: Flight, result: Result, stored_at: str | None) -> None:
         """Announce a finished picture to this process, and to the others where it is stored (None: nowhere)."""
-        self._close(flight, lambda future: future.set_result(result))
+        self._land(flight, result)
         await self._announce(flight, "done" if stored_at else "failed", stored_at or "")
 
     async def failed(self, flight: Flight, error: BaseException) -> None:
@@ -145,11 +141,33 @@ class Flights:
                 flight.waiting.remove(future)
         return None if isinstance(outcome, _Lead) else outcome
 
+    async def _board_first(self, flight: Flight, fresh: bool) -> Result | Literal[True] | None:
+        """The first local caller's join. If it leaves while asking, the answer still counts for those behind it."""
+        joining = asyncio.ensure_future(self._join(flight, dead="", fresh=fresh))
+        try:
+            return await asyncio.shield(joining)
+        except GatewayError as error:
+            self._crash(flight, error)
+            raise
+        except asyncio.CancelledError:
+            await asyncio.wait([joining])
+            if (trouble := joining.exception()) is not None:
+                self._crash(flight, trouble)
+            elif isinstance(found := joining.result(), Result):
+                self._land(flight, found)
+            elif found is None:
+                flight.watcher = asyncio.create_task(self._watch(flight))
+            else:
+                await self.failed(flight, Refused("overloaded", "The first caller went away."))
+            raise
+
     async def _join(self, flight: Flight, *, dead: str, fresh: bool) -> Result | Literal[True] | None:
         """True: we lead. A result: it has landed. None: somebody else leads."""
         for _ in range(3):
             reply = await self._store.run(
-                JOIN, [keys.flight(*flight.key)], [self._incarnation.id, keys.FLIGHT_MS, dead, int(fresh)]
+                JOIN,
+                [keys.flight(*flight.key)],
+                [self._incarnation.id, keys.FLIGHT_MS, dead, int(fresh), int(self._deadline * 1000)],
             )
             if reply[0] == b"lead":
                 flight.fence = reply[1].decode()
@@ -176,8 +194,8 @@ class Flights:
                 elif state == b"failed":
                     self._crash(flight, _error(note))
                     return
-                lives = leader is not None and leader.decode() in await self._incarnation.alive([leader.decode()])
-                if state == b"sent" and not lives and await self._overdue(int(started)):
+                lives = bool(leader) and bool(await self._incarnation.alive([leader.decode()]))
+                if state == b"sent" and await self._overdue(int(started)):
                     self._crash(flight, _lost())
                     return
                 if state in (None, b"open", b"done") or (state == b"lead" and not lives):

@@ -67,11 +67,14 @@ def decide(tenant: Tenant, request: Request) -> SafetyDecision:
                 ceiling=limit,
             )
         return SafetyDecision(None, None, limit, "no_knob")
-    default = int(knob[1].default or 0)
-    ceiling = default if limit is None else limit
+    lowest, highest, default = (int(bound or 0) for bound in (knob[1].minimum, knob[1].maximum, knob[1].default))
+    ceiling = min(default if limit is None else limit, highest)
+    if ceiling < lowest:
+        text = f"{job_type.variant} takes no `{knob[0]}` below {lowest}, so the ceiling of {ceiling} cannot be held."
+        raise Refused("safety_ceiling", text, field="variant", ceiling=ceiling)
     if request.safety_asked is None:
         preferred = rule.default if rule and rule.default is not None else default
-        return SafetyDecision(None, min(preferred, ceiling), ceiling, "defaulted")
+        return SafetyDecision(None, max(lowest, min(preferred, ceiling)), ceiling, "defaulted")
     if request.safety_asked <= ceiling:
         return SafetyDecision(request.safety_asked, request.safety_asked, ceiling, "requested")
     if tenant.safety.mode == "reject":

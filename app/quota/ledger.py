@@ -159,6 +159,17 @@ class Ledger:
             spans[per] = known if known and known[0] <= now < known[1] else windows.window(per, tenant.timezone, now)
         return spans
 
+    async def _open_spans(self, tenant: Tenant, periods: set[Per]) -> dict[Per, tuple[int, int]]:
+        """The windows that are open in Redis; where none is, the one that would be opened now."""
+        spans = self.propose_spans(tenant, periods)
+        if spans:
+            found = await self.store.command("HMGET", keys.ledger(tenant.id), *(f"w:{per}" for per in spans))
+            for per, value in zip(list(spans), found, strict=True):
+                start, _, end = (value or b"").decode().partition(",")
+                if end and self.now() < int(end):
+                    spans[per] = (int(start), int(end))
+        return spans
+
     def correct_span(self, tenant: Tenant, reply: list[bytes]) -> None:
         """Take over what the reserve script said about a window."""
         per: Per = reply[1].decode()  # type: ignore[assignment]
@@ -205,13 +216,14 @@ class Ledger:
 
     async def write_unwritten(self) -> None:
         """Try again whatever could not be written; called by the heartbeat."""
-        for call in list(self.unwritten.values())[:100]:
-            await self.finish(call)
+        for call in list(self.unwritten.values()):
+            if await self.finish(call) == "unwritten":
+                return
 
     async def usage(self, caller: Caller, user: str | None) -> list[dict[str, Any]]:
         """Every cap of a caller with what is spent and reserved in its open window. Raises LedgerUnavailable."""
         found = caps(caller, user)
-        spans = self.propose_spans(caller.tenant, {cap.per for cap in found})
+        spans = await self._open_spans(caller.tenant, {cap.per for cap in found})
         names = [window_key(caller.tenant.id, cap, spans) for cap in found]
         values = await self.store.commands(*(("HMGET", name, "spent", "reserved") for name in names))
         return [
