@@ -23,7 +23,8 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from app.errors import LedgerUnavailable
 
-BATCH = 128
+BATCH = 128  # commands that travel together at most
+CONNECTIONS = 8  # batches under way at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,10 @@ Observer = Callable[[str, float, str | None], None]
 class Store:
     """One Redis role. `observe(operation, seconds, error kind)` is told of every batch."""
 
-    def __init__(
-        self, url: str, *, timeout: float = 0.15, connect_timeout: float = 0.1, connections: int = 16, observe: Observer
-    ) -> None:
+    def __init__(self, url: str, *, timeout: float = 0.15, connect_timeout: float = 0.1, observe: Observer) -> None:
         pool = BlockingConnectionPool.from_url(
             url,
-            max_connections=connections,
+            max_connections=CONNECTIONS,
             timeout=max(timeout, 0.15),
             socket_timeout=timeout,
             socket_connect_timeout=connect_timeout,
@@ -96,11 +95,16 @@ class Store:
         return await future
 
     def _flush(self) -> None:
-        queue, self._queue = self._queue, []
-        for start in range(0, len(queue), BATCH):
-            task = asyncio.create_task(self._send(queue[start : start + BATCH]))
+        """Send what is queued; while all connections are busy it waits, and the batches grow."""
+        while self._queue and len(self._tasks) < CONNECTIONS:
+            batch, self._queue = self._queue[:BATCH], self._queue[BATCH:]
+            task = asyncio.create_task(self._send(batch))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._sent)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._flush()
 
     async def _send(self, batch: list[tuple[tuple[Any, ...], Script | None, asyncio.Future[Any]]]) -> None:
         began = monotonic()
