@@ -75,6 +75,7 @@ class Health:
         self._gateway.tenants.load()
         self._name_tenants()
         with suppress(LedgerUnavailable):
+            await self._gateway.ledger.store.open()
             await self._check_ledger()
             await self._epoch.open()
             await self._incarnation.beat()

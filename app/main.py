@@ -36,7 +36,7 @@ from app.store.lease import Incarnation
 from app.store.redis import Store
 from app.surfaces import native
 from app.surfaces import ops as ops_surface
-from app.surfaces.dialect import on_error, on_http_error
+from app.surfaces.dialect import on_crash, on_error, on_http_error
 from app.surfaces.native_schema import complete
 from app.telemetry.access import Access
 from app.telemetry.metrics import Metrics
@@ -178,6 +178,7 @@ def _listener(gateway: Gateway, health: Health, *, ops: bool = False) -> FastAPI
         app.openapi = lambda: complete(made(), gateway.catalog)  # type: ignore[method-assign]
     app.add_exception_handler(GatewayError, on_error)
     app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(Exception, on_crash)
     return app
 
 

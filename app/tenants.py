@@ -61,6 +61,7 @@ class Tenants:
             return self._path is not None and _stamp(self._path) == self._stamp
         except OSError:
             self.healthy, self.mistakes = False, (f"{self._path}:1: the file cannot be read",)
+            self._stamp = None  # the very same file may come back
             return True
 
     def _reload(self, path: Path) -> None:

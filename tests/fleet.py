@@ -196,22 +196,9 @@ def fleet(
     }
     made = Fleet(folder, settings["REDIS_URL"], upstream, settings)
     made.tenants(tenants)
-    stand_in = subprocess.Popen(
-        [
-            *APP,
-            "sandbox",
-            "--listen",
-            f"127.0.0.1:{port}",
-            "--token",
-            TOKEN,
-            "--bill",
-            str(folder / "bill.jsonl"),
-            *sandbox,
-        ],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "sandbox.log").open("wb"),
-    )
+    upstream_options = ["--listen", f"127.0.0.1:{port}", "--token", TOKEN, "--bill", str(folder / "bill.jsonl")]
+    with (folder / "sandbox.log").open("wb") as log:
+        stand_in = subprocess.Popen([*APP, "sandbox", *upstream_options, *sandbox], cwd=ROOT, stdout=log, stderr=log)
     try:
         made.command("ledger", "init")
         wait_until(lambda: _answers(upstream), 20)

@@ -174,7 +174,9 @@ class Flights:
                 return True
             if reply[1] != b"done":
                 return None
-            if (result := await self._results.find(flight.scope, reply[3].decode())) is not None:
+            # A picture that must not be reused lies elsewhere: it is for those alone who were aboard when it landed.
+            reusable = reply[3].decode() == flight.digest
+            if reusable and (result := await self._results.find(flight.scope, flight.digest)) is not None:
                 return result
             fresh = True
         return None

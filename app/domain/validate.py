@@ -43,11 +43,11 @@ def validate(ask: Ask, catalog: Catalog) -> Request:
     asked = parameters.pop(safety_knob[0], None) if safety_knob and safety_knob[0] in ask.fields else None
     if safety_knob:
         parameters.pop(safety_knob[0], None)
-    fresh = seed_knob[1].maximum if seed_knob and seed_knob[1].maximum is not None else SEED_MAXIMUM
+    least, most = (int(seed_knob[1].minimum or 0), int(seed_knob[1].maximum or 0)) if seed_knob else (0, SEED_MAXIMUM)
     return Request(
         job_type=job_type,
         parameters=parameters,
-        seed=seed if seed is not None else secrets.randbelow(int(fresh) + 1),
+        seed=seed if seed is not None else least + secrets.randbelow(most - least + 1),
         seed_given=seed is not None,
         output=output,
         fit=_choice(ask, "fit", ("auto", "strict")) or "auto",  # type: ignore[arg-type]

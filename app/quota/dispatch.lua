@@ -18,8 +18,8 @@ local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local key = redis.call('HMGET', KEYS[3], 'd:' .. ARGV[5], 'revoked', 'expires')
 if not key[1] then return {'key', 'unknown'} end
 if key[2] and key[2] ~= '0' then return {'key', 'revoked'} end
-local expires = tonumber(key[3] or '0')
-if expires > 0 and expires <= now_ms then return {'key', 'expired'} end
+local expiry, expires = tonumber(key[1]), tonumber(key[3] or '0')
+if (expiry > 0 and expiry <= now_ms) or (expires > 0 and expires <= now_ms) then return {'key', 'expired'} end
 
 redis.call('HSET', KEYS[2], 'state', 'DISPATCHING', 'dispatched', string.format('%.0f', now_ms))
 seq = redis.call('HINCRBY', KEYS[1], 'seq', 1)

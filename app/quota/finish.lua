@@ -34,6 +34,13 @@ if not matches then return redis.error_reply('ERR the keys are not those of the 
 local was = state == 'AMBIGUOUS' and amount or 0
 local charge = target == 'SETTLED' and paid or (target == 'AMBIGUOUS' and amount or 0)
 local outstanding = state == 'RESERVED' or state == 'DISPATCHING'
+-- Every key is read before any is written: one of a wrong type must fail while the books are still whole.
+redis.call('HLEN', KEYS[1])
+redis.call('ZCARD', KEYS[3])
+redis.call('ZCARD', KEYS[4])
+redis.call('XLEN', KEYS[5])
+for i = 1, places do redis.call('SCARD', KEYS[5 + i]) end
+for i = 1, #windows do redis.call('HLEN', KEYS[5 + places + i]) end
 for i, window in ipairs(windows) do
   local name, add = KEYS[5 + places + i], window[2]
   if redis.call('EXISTS', name) == 1 then

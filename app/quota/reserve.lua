@@ -27,8 +27,8 @@ if state then return {'state', state} end
 local key = redis.call('HMGET', KEYS[4], 'd:' .. ask.digest, 'revoked', 'expires')
 if not key[1] then return {'key', 'unknown'} end
 if key[2] and key[2] ~= '0' then return {'key', 'revoked'} end
-local expires = tonumber(key[3] or '0')
-if expires > 0 and expires <= now_ms then return {'key', 'expired'} end
+local expiry, expires = tonumber(key[1]), tonumber(key[3] or '0')
+if (expiry > 0 and expiry <= now_ms) or (expires > 0 and expires <= now_ms) then return {'key', 'expired'} end
 
 local opened = {}
 for _, span in ipairs(ask.spans) do
@@ -58,6 +58,8 @@ for i, limit in ipairs(ask.limits) do
   remaining[i] = int(limit[1] - spent - reserved - limit[2])
   held[i] = {KEYS[4 + places + i], limit[2], limit[4]}
 end
+
+redis.call('ZCARD', KEYS[3]) -- the one key not read yet: of a wrong type it must fail before anything is written
 
 for per, value in pairs(opened) do redis.call('HSET', KEYS[1], 'w:' .. per, value) end
 for i, limit in ipairs(ask.limits) do

@@ -25,6 +25,7 @@ from app.errors import LedgerUnavailable
 
 BATCH = 128  # commands that travel together at most
 CONNECTIONS = 8  # batches under way at most
+SLICES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +53,29 @@ class Store:
         pool = BlockingConnectionPool.from_url(
             url,
             max_connections=CONNECTIONS,
-            timeout=max(timeout, 0.15),
-            socket_timeout=timeout,
+            timeout=timeout,
+            socket_timeout=None,
             socket_connect_timeout=connect_timeout,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
             decode_responses=False,
         )
         self.client = Redis(connection_pool=pool)
+        self._timeout = timeout
         self._observe = observe
         self._queue: list[tuple[tuple[Any, ...], Script | None, asyncio.Future[Any]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Open every connection now, so that a burst of first requests does not wait for connecting.
+
+        Raises:
+            LedgerUnavailable: at least one did not answer.
+        """
+        try:
+            await asyncio.gather(*(self._execute([("PING",)]) for _ in range(CONNECTIONS)))
+        except (RedisError, OSError, TimeoutError):
+            raise LedgerUnavailable from None
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run a script by its hash.
@@ -110,12 +123,12 @@ class Store:
         began = monotonic()
         name = batch[0][1].name if batch[0][1] else str(batch[0][0][0]).lower()
         try:
-            replies = await self._execute([command for command, _, _ in batch])
+            replies = await self._in_time([command for command, _, _ in batch])
             missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
             if missing:
                 for text in {batch[i][1].text for i in missing if batch[i][1]}:  # type: ignore[union-attr]
                     await self.client.script_load(text)
-                again = await self._execute([batch[i][0] for i in missing])
+                again = await self._in_time([batch[i][0] for i in missing])
                 for i, reply in zip(missing, again, strict=True):
                     replies[i] = reply
         except (RedisError, OSError, TimeoutError) as error:
@@ -133,6 +146,17 @@ class Store:
             elif not future.done():
                 future.set_result(reply)
         self._observe(name, monotonic() - began, failed)
+
+    async def _in_time(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """Replies within the timeout. It is counted in slices with a turn of the event loop between them, so that an
+        answer that is here already is not taken for a late one only because this process was busy."""
+        work = asyncio.ensure_future(self._execute(commands))
+        for _ in range(SLICES):
+            if (await asyncio.wait((work,), timeout=self._timeout / SLICES))[0]:
+                return work.result()
+        work.cancel()  # drops the connection with it: a late reply is nobody's
+        await asyncio.wait((work,))
+        raise TimeoutError
 
     async def _execute(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         if len(commands) == 1:

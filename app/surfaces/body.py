@@ -171,6 +171,8 @@ def _keep(form: Form, name: str, is_file: bool, data: bytes) -> None:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
+    if not all(name.isascii() or name.isprintable() for name in found):
+        raise _unreadable("A field name has characters that cannot be printed.")
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)[:64]

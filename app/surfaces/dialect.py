@@ -104,3 +104,8 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     if allow:
         response.headers["Allow"] = allow
     return response
+
+
+async def on_crash(request: Request, error: Exception) -> Response:
+    """Exception handler of last resort: without it Starlette answers in plain text before `Access` can."""
+    return await on_error(request, GatewayError("internal", "The gateway failed.", charged="unknown"))

@@ -1,0 +1,280 @@
+"""README does what it says: its install line works in a clean copy, and its examples answer as they are shown to."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import redis
+from PIL import Image
+
+from app.domain import tokens
+from tests.fleet import free_port
+
+from .page import ROOT, Command, blocks, console
+
+FIRST_USE = ("Use it", "Safety ceilings", "Input pictures", "Browser apps", "Metrics", "Health", "Errors")
+
+
+def the_block(section: str) -> str:
+    """The one `sh` block of a section."""
+    (found,) = [block.text for block in blocks() if block.language == "sh" and block.section == section]
+    return found
+
+
+@dataclass
+class Running:
+    """A gateway with its sandbox that somebody started, and a folder to run examples in."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    ops: str
+    key: str
+    folder: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the examples find in their shell."""
+        return {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "GATEWAY_URL": self.url,
+            "GATEWAY_KEY": self.key,
+            "CURL_HOME": str(self.folder),
+        }
+
+    def run(self, command: Command) -> tuple[list[str], list[str]]:
+        """Run one example as it stands: the lines it prints and the HTTP statuses its curl met."""
+        (self.folder / ".curlrc").write_text('write-out = "%{stderr}status=%{http_code}\\n"\nmax-time = 60\n')
+        text = command.text.replace("http://127.0.0.1:8081", self.ops).replace("http://127.0.0.1:8080", self.url)
+        done = subprocess.run(
+            ["sh", "-c", text], cwd=self.folder, env=self.environment, capture_output=True, timeout=90, check=False
+        )
+        assert done.returncode == 0, (command.text, done.stderr)
+        return done.stdout.decode("utf-8", "replace").splitlines(), re.findall(r"status=(\d{3})", done.stderr.decode())
+
+
+@contextmanager
+def started(command: list[str], *, cwd: Path, folder: Path, seconds: float, **extra: str) -> Iterator[Running]:
+    """A gateway with its sandbox, ready once it has printed its key; it is ended with SIGTERM and must end in order."""
+    folder.mkdir()
+    port, ops = free_port(), free_port()
+    foreign = ("GATEWAY_", "PRODIA_", "REDIS_", "CACHE_", "PYTHON", "PIP_REQUIRE", "VIRTUAL_ENV")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | {
+        "GATEWAY_LISTEN": f"127.0.0.1:{port}",
+        "GATEWAY_OPS_LISTEN": f"127.0.0.1:{ops}",
+        "GATEWAY_DATA_DIR": str(folder / "data"),
+        "GATEWAY_SANDBOX_TIME_SCALE": "0.05",
+    }
+    with (folder / "log").open("wb") as out:
+        process = subprocess.Popen(
+            command, cwd=cwd, env=environment | extra, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        key = _printed_key(process, folder / "log", seconds)
+        yield Running(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{ops}", key, folder)
+        os.kill(_child(process.pid) if command[0] == "sh" else process.pid, signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert '"event":"stopped"' in (folder / "log").read_text()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _child(shell: int) -> int:
+    (only,) = Path(f"/proc/{shell}/task/{shell}/children").read_text().split()
+    return int(only)
+
+
+def _printed_key(process: subprocess.Popen[bytes], log: Path, seconds: float) -> str:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        found = re.search(tokens.PREFIX + "[0-9A-Za-z]{38}", log.read_text() if log.exists() else "")
+        if found:
+            return found[0]
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    raise AssertionError(f"no key was printed within {seconds} s: {log.read_text()}")
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The gateway of this working tree."""
+    folder = tmp_path_factory.mktemp("readme") / "run"
+
+    command = [sys.executable, "-m", "app", "serve", "--sandbox"]
+    with started(command, cwd=ROOT, folder=folder, seconds=30, PYTHONPATH=str(ROOT)) as running:
+        yield running
+
+
+def _is_picture(path: Path, kind: str) -> None:
+    with Image.open(path) as picture:
+        picture.load()
+        assert picture.format == kind
+        assert min(picture.size) >= 256
+
+
+def test_the_install_line_starts_a_gateway_that_makes_and_edits_pictures(tmp_path: Path) -> None:
+    """The block of `Run it`, verbatim in a clean copy of the tree; then README's first picture and first edit."""
+    copy, folder = _clean_copy(tmp_path / "checkout"), tmp_path / "run"
+    with started(["sh", "-c", the_block("Run it")], cwd=copy, folder=folder, seconds=240) as running:
+        first = next(c for c in console("Use it") if "/v1/generate" in c.text)
+        edit = next(c for c in console("Use it") if "/v1/edit" in c.text)
+        for example in (first, edit):
+            assert running.run(example)[1] == ["200"]
+        _is_picture(folder / "first.jpg", "JPEG")
+        _is_picture(folder / "stormy.jpg", "JPEG")
+        assert (folder / "first.jpg").read_bytes() != (folder / "stormy.jpg").read_bytes()
+
+
+def _clean_copy(copy: Path) -> Path:
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        unwanted = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".kontext-gateway", ".env")
+        return Path(shutil.copytree(ROOT, copy, ignore=unwanted))
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+    return copy
+
+
+def test_the_test_line_names_a_script_that_is_there() -> None:
+    """The block of `Test it` is one command on a file of the repository that a shell can read."""
+    shell, script = the_block("Test it").split()
+    assert shell == "sh"
+    assert subprocess.run(["sh", "-n", str(ROOT / script)], check=False).returncode == 0
+
+
+def test_examples_of_first_use_answer_as_shown(gateway: Running) -> None:
+    """Every example with curl meets the status that is shown, 2xx where none is; every line shown is printed."""
+    examples = [c for c in console(*FIRST_USE) if not c.text.startswith(("export ", "kontext-gateway "))]
+    assert sum(c.text.startswith("curl") for c in examples) >= 12
+    for example in examples:
+        printed, statuses = gateway.run(example)
+        for status in statuses:
+            assert status == example.status if example.status else status.startswith("2"), (example.text, printed)
+        assert bool(statuses) == example.text.startswith("curl"), example.text
+        for line in example.shown:
+            form = re.escape(line).replace(re.escape("..."), ".*")
+            assert any(re.fullmatch(form, one.strip(), re.IGNORECASE) for one in printed), (line, printed)
+    for name, kind in (("first.jpg", "JPEG"), ("stormy2.jpg", "JPEG"), ("first.png", "PNG"), ("stormy.webp", "WEBP")):
+        _is_picture(gateway.folder / name, kind)
+
+
+def test_the_python_example_runs(gateway: Running) -> None:
+    """As it stands, in a fresh interpreter."""
+    (example,) = [block.text for block in blocks() if block.language == "python"]
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=gateway.folder, env=gateway.environment, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"(upstream|cache) 0\.\d{6}\n", done.stdout)
+    _is_picture(gateway.folder / "noon.jpg", "JPEG")
+
+
+def test_the_key_commands_run_on_a_sandbox_that_runs(gateway: Running) -> None:
+    """create, list, rotate and revoke as they stand, with the id of the key that was made."""
+    environment = gateway.environment | {"PYTHONPATH": str(ROOT), "GATEWAY_DATA_DIR": str(gateway.folder / "data")}
+    key_id = ""
+    for command in (c.text for c in console("Keys")):
+        text = re.sub(r"key_[0-9a-f]{12}", key_id, command).replace("kontext-gateway", f"{sys.executable} -m app", 1)
+        done = subprocess.run(
+            ["sh", "-c", text],
+            cwd=gateway.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == 0, (command, done.stderr)
+        if " create " in command:
+            key_id = done.stdout.split()[0]
+            assert tokens.well_formed(done.stdout.split()[-1])
+        else:
+            assert key_id in done.stdout
+    assert key_id
+
+
+def test_the_sandbox_examples_run_against_a_sandbox_alone(tmp_path: Path) -> None:
+    """A fault is set, and the counters and the bill are read, on a sandbox started as README starts it."""
+    start, *examples = console("Sandbox")
+    address = f"127.0.0.1:{free_port()}"
+    words = start.text.replace("127.0.0.1:8089", address).split()[1:]
+    with (tmp_path / "log").open("wb") as out:
+        process = subprocess.Popen([sys.executable, "-m", "app", *words], cwd=ROOT, stdout=out, stderr=out)
+    try:
+        until = time.monotonic() + 20
+        while f"sandbox ready at http://{address}" not in (tmp_path / "log").read_text():
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        for example in examples:
+            text = example.text.replace("127.0.0.1:8089", address)
+            done = subprocess.run(["sh", "-c", text + " -f"], capture_output=True, timeout=30, check=False)
+            assert done.returncode == 0, (example.text, done.stderr)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_chapter_on_prodia_leads_to_a_gateway_that_is_ready(tmp_path: Path) -> None:
+    """Redis, `.env`, tenants file, check, ledger, key and serve, step by step as written, up to readiness."""
+    port, listen, ops = free_port(), free_port(), free_port()
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "GATEWAY_LISTEN": f"127.0.0.1:{listen}",
+        "GATEWAY_OPS_LISTEN": f"127.0.0.1:{ops}",
+        "GATEWAY_DRAIN_DELAY": "0",
+    }
+    (tenants,) = [b.text for b in blocks() if b.section == "Run it against Prodia" and b.language == "yaml"]
+    (tmp_path / "tenants.yaml").write_text(tenants)
+    path, *steps, serve = [c.text.replace("6379", str(port)) for c in console("Run it against Prodia")]
+    assert path.startswith("export PATH=")
+    assert serve == "kontext-gateway serve"
+    try:
+        for step in steps:
+            done = subprocess.run(
+                ["sh", "-c", step], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=30,
+                check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, (step, done.stdout, done.stderr)
+        with (tmp_path / "log").open("wb") as out:
+            process = subprocess.Popen(serve.split(), cwd=tmp_path, env=environment, stdout=out, stderr=out)
+        try:
+            _until_ready(f"http://127.0.0.1:{ops}/readyz", process, tmp_path / "log")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+            process.wait()
+    finally:
+        with suppress(redis.exceptions.ConnectionError), redis.Redis(port=port) as server:
+            server.shutdown(nosave=True)
+
+
+def _until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        assert process.poll() is None, log.read_text()
+        with suppress(OSError), urllib.request.urlopen(url, timeout=2) as answer:
+            assert answer.status == 200
+            return
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
