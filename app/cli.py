@@ -35,7 +35,8 @@ from app.store.redis import Store
 from app.telemetry import logs
 from app.tenants import Keyring
 
-cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+_HELP = "A gateway in front of Prodia for FLUX.1 Kontext: safety ceilings, budgets, a result cache and cost metrics."
+cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=_HELP)
 keys_cli = typer.Typer(no_args_is_help=True, help="Create, list, rotate and revoke API keys.")
 ledger_cli = typer.Typer(no_args_is_help=True, help="Make a ledger, or accept one that was lost or rolled back.")
 cli.add_typer(keys_cli, name="keys")
@@ -237,10 +238,11 @@ def _settings(read: Callable[[], T]) -> T:
 
 def _tenants(settings: Settings) -> Any:
     path = settings.gateway_tenants_file
+    own = {"demo": DEMO} if settings.redis_url is None else {}  # the sandbox has a tenant of its own
     if path is None:
-        return {"demo": DEMO}
+        return own
     text = path.read_bytes().decode("utf-8", "replace").replace("\ufffd", "\x00")
-    return {"demo": DEMO, **load(text, file=str(path), variants=offered(load_catalog(settings))).tenants}
+    return {**own, **load(text, file=str(path), variants=offered(load_catalog(settings))).tenants}
 
 
 def _with_store(settings: Settings, work: Callable[[Store], Awaitable[T]]) -> T:

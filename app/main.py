@@ -168,6 +168,7 @@ def _listener(gateway: Gateway, health: Health, *, ops: bool = False) -> FastAPI
         openapi_url="/openapi.json" if ops else None,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.gateway, app.state.health = gateway, health
     for surface in SURFACES:

@@ -62,6 +62,7 @@ class SandboxParts:
     embedded: Embedded | None
     task: asyncio.Task[None]
     stop: asyncio.Event
+    url: str
 
     async def close(self) -> None:
         """Stop both."""
@@ -81,7 +82,9 @@ async def run(settings: Settings, log: structlog.typing.FilteringBoundLogger, sa
         await app.start()
         key = await _demo_key(app) if settings.sandbox else None
         try:
-            await _listen(settings, app, log, lambda: say(_welcome(settings, key)) if key else None)
+            await _listen(
+                settings, app, log, lambda: say(_welcome(settings, key, parts.url)) if parts and key else None
+            )
         finally:
             await app.stop(timeout=settings.gateway_drain_timeout)
     finally:
@@ -177,7 +180,7 @@ async def _sandbox(settings: Settings) -> SandboxParts:
         await task
         raise OSError("the sandbox upstream did not start")
     settings.prodia_base_url = url.result() + "/v2"
-    return SandboxParts(embedded, task, stop)
+    return SandboxParts(embedded, task, stop, url.result())
 
 
 def pepper_of(data_dir: Path) -> str:
@@ -204,7 +207,7 @@ async def _demo_key(app: Application) -> str:
     return (await keyring.create("demo", "demo", policy=KeyPolicy(Limits(), None, None)))[1]
 
 
-def _welcome(settings: Settings, key: str) -> str:
+def _welcome(settings: Settings, key: str, upstream: str) -> str:
     _, port = address(settings.gateway_listen)
     url = f"http://127.0.0.1:{port}"
     auth, json = f"-H 'Authorization: Bearer {key}'", "-H 'Content-Type: application/json'"
@@ -215,4 +218,6 @@ The key of the tenant `demo`, shown once: {key}
   curl -s {url}/v1/generate {auth} {json} -d '{{"prompt": "a lighthouse at dawn", "seed": 7}}' -o first.jpg
   curl -s {url}/v1/edit {auth} -F image=@first.jpg -F prompt='make the sky stormy' -o stormy.jpg
   curl -s {url}/v1/me {auth}
+
+The sandbox's bill is at {upstream}/sandbox/bill, and faults are set at {upstream}/sandbox/faults.
 """

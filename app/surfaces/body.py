@@ -157,7 +157,7 @@ def _keep(form: Form, name: str, is_file: bool, data: bytes) -> None:
     shown = name[:64]
     if is_file:
         if name in form.files or name in form.fields:
-            raise InvalidRequest(f"`{shown}` is given more than once.", field=shown)
+            raise InvalidRequest(f"`{shown}` is given more than once.", field=shown, status=400)
         form.files[name] = Upload(data)
         return
     try:
@@ -165,7 +165,7 @@ def _keep(form: Form, name: str, is_file: bool, data: bytes) -> None:
     except UnicodeDecodeError:
         raise InvalidRequest(f"`{shown}` is not UTF-8 text.", field=shown, status=400) from None
     if name in form.files or (name in form.fields and name != "tags"):
-        raise InvalidRequest(f"`{shown}` is given more than once.", field=shown)
+        raise InvalidRequest(f"`{shown}` is given more than once.", field=shown, status=400)
     form.fields.setdefault(name, []).append(text)
 
 

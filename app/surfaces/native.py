@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import orjson
 import pybase64
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi import Path as PathParameter
 from starlette.responses import Response
 
@@ -40,7 +40,6 @@ IMAGE_ID = r"^img_[0-9a-f]{48}$"
 @router.post("/v1/generate", **native_schema.generate())
 async def generate(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Response:
     """Make a picture from a text."""
-    record_of(request).route = "/v1/generate"
     record_of(request).operation = "generate"
     _require(request, "application/json")
     fields = await read_json(request, JSON_SLACK)
@@ -50,20 +49,22 @@ async def generate(request: Request, caller: KeyCaller, gateway: GatewayDep) -> 
 @router.post("/v1/edit", **native_schema.edit())
 async def edit(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Response:
     """Change a picture as an instruction says."""
-    record_of(request).route = "/v1/edit"
     record_of(request).operation = "edit"
     kind, options = media_type(request)
     chosen = _accepted(request).format
     if kind == "multipart/form-data":
         form = await read_form(request, options)
+        if name := next((name for name in _inputs(gateway) if name in form.fields), None):
+            raise InvalidRequest(f"`{name}` must be a file: a part with a file name or an image type.", field=name)
         fields: dict[str, Any] = {name: values if name == "tags" else values[0] for name, values in form.fields.items()}
         return await _serve(
             request, caller, gateway, Ask("edit", fields, form.files, textual=True, accepted_format=chosen)
         )
     _require(request, "application/json", "multipart/form-data")
     fields = await read_json(request, EDIT_JSON_BYTES)
-    names = {rule.name for job in gateway.catalog.enabled.values() for rule in job.inputs} & fields.keys()
-    uploads = {name: await _upload(name, fields.pop(name), caller, gateway) for name in names}
+    uploads = {
+        name: await _upload(name, fields.pop(name), caller, gateway) for name in _inputs(gateway) if name in fields
+    }
     return await _serve(request, caller, gateway, Ask("edit", fields, uploads, accepted_format=chosen))
 
 
@@ -71,14 +72,13 @@ async def edit(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Resp
 async def image(
     request: Request,
     gateway: GatewayDep,
-    image_id: Annotated[str, PathParameter(max_length=64)],
-    t: Annotated[str | None, Query(max_length=64)] = None,
-    k: Annotated[str | None, Query(max_length=64)] = None,
-    e: Annotated[str | None, Query(max_length=16)] = None,
-    s: Annotated[str | None, Query(max_length=64)] = None,
+    image_id: Annotated[str, PathParameter(json_schema_extra={"pattern": IMAGE_ID})],
+    t: str | None = None,
+    k: str | None = None,
+    e: str | None = None,
+    s: str | None = None,
 ) -> Response:
     """A stored picture: with the key, or with the signed link that a reply gave."""
-    record_of(request).route = "/v1/images/{id}"
     if s is not None and "authorization" not in request.headers:
         legal = t and k and e and e.isascii() and e.isdecimal() and re.fullmatch(r"[0-9a-f]{64}", s)
         if not legal or not re.fullmatch(IMAGE_ID, image_id):
@@ -100,7 +100,6 @@ async def image(
 @router.get("/v1/models", **native_schema.models())
 async def models(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Response:
     """The catalogue in the OpenAI list shape, with parameters, prices and times."""
-    record_of(request).route = "/v1/models"
     data = [
         {
             "id": f"flux-kontext-{job.variant}" if job.type.startswith("inference.flux") else job.variant,
@@ -119,7 +118,6 @@ async def models(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Re
 @router.get("/v1/me", **native_schema.me())
 async def me(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Response:
     """The caller's tenant, what it may use, its limits and what remains of them."""
-    record_of(request).route = "/v1/me"
     tenant, key = caller.tenant, caller.policy
     allowed = {
         operation: [
@@ -148,6 +146,10 @@ async def me(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Respon
             "cache": {"scope": tenant.cache.scope, "ttl_seconds": tenant.cache.ttl_seconds},
         }
     )  # fmt: skip
+
+
+def _inputs(gateway: Gateway) -> set[str]:
+    return {rule.name for job in gateway.catalog.enabled.values() for rule in job.inputs}
 
 
 def _accepted(request: Request) -> Any:
@@ -220,15 +222,15 @@ def _picture_headers(result: Result) -> dict[str, str]:
 
 def _delivery_headers(delivery: Delivery) -> dict[str, str]:
     result, safety = delivery.result, delivery.job.safety
-    decided = {"applied": safety.applied, "ceiling": safety.ceiling, "requested": safety.requested}
+    applied = "none" if safety.applied is None else safety.applied  # none: the variant has no such parameter
+    decided = {"applied": applied, "ceiling": safety.ceiling, "requested": safety.requested}
     return {
         "Gateway-Job-Id": result.job_id,
         "Gateway-Seed": str(result.seed),
         "Gateway-Variant": result.variant,
         "Gateway-Source": delivery.source,
         "Gateway-Cost-Usd": usd(delivery.cost),
-        "Gateway-Safety": ", ".join(f"{name}={value}" for name, value in decided.items() if value is not None)
-        or "none",
+        "Gateway-Safety": ", ".join(f"{name}={value}" for name, value in decided.items() if value is not None),
         "Cache-Status": _cache_status(delivery),
     }
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
-from app.surfaces.deps import OPEN, record_of
+from app.surfaces.deps import OPEN
 
 router = APIRouter()
 
@@ -18,7 +18,6 @@ router = APIRouter()
 @router.get("/metrics", openapi_extra=OPEN)
 async def metrics(request: Request) -> Response:
     """Prometheus exposition."""
-    record_of(request).route = "/metrics"
     await request.app.state.health.read_gauges()
     return Response(request.app.state.gateway.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
@@ -26,14 +25,12 @@ async def metrics(request: Request) -> Response:
 @router.get("/healthz", openapi_extra=OPEN)
 async def healthz(request: Request) -> Response:
     """Whether the process lives."""
-    record_of(request).route = "/healthz"
     return JSONResponse({"status": "ok"})
 
 
 @router.get("/readyz", openapi_extra=OPEN)
 async def readyz(request: Request) -> Response:
     """Whether to send requests here: 200, or 503 with the reason."""
-    record_of(request).route = "/readyz"
     reason: str | None = request.app.state.health.not_ready
     return JSONResponse(
         {"status": "ready" if reason is None else "not_ready", "reason": reason}, 200 if reason is None else 503

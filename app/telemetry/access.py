@@ -87,6 +87,7 @@ class Access:
             if status == 0:
                 await _refuse(answer, 500, "internal", record.request_id)
         finally:
+            record.route = getattr(scope.get("route"), "path", record.route)
             seconds = perf_counter() - record.began
             self._metrics.finished(record, _method(scope), status or 499, seconds)
             if record.route not in self._quiet:
@@ -115,7 +116,11 @@ class Access:
     @staticmethod
     def _too_large(scope: Scope) -> bool:
         headers = scope["headers"]
-        return len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES
+        size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        return (
+            len(headers) > MAX_HEADERS
+            or size + sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES
+        )
 
 
 def _header(scope: Scope, wanted: bytes) -> str | None:
