@@ -23,6 +23,7 @@ from app.domain.tenant import Tenant
 from app.errors import GatewayError
 from app.health import Health
 from app.images.gate import Gate
+from app.pictures import Pictures
 from app.pipeline import Gateway
 from app.prodia.client import Prodia
 from app.prodia.faults import Moderation, parse_money
@@ -108,10 +109,11 @@ def create_app(
         caps={job.type: job.concurrency for job in catalog.jobs if job.concurrency is not None},
         probe_seconds=settings.gateway_upstream_deadline,
     )
+    keyring = Keyring(ledger_store, pepper)
     gateway = Gateway(
         catalog=catalog,
         tenants=tenants,
-        keyring=Keyring(ledger_store, pepper),
+        keyring=keyring,
         ledger=ledger,
         flights=Flights(ledger_store, results, incarnation, deadline=settings.gateway_upstream_deadline),
         results=results,
@@ -129,8 +131,15 @@ def create_app(
         retry_budget=RetryBudget(),
         money=parse_money(settings.gateway_outcomes),
         pepper=pepper,
+        pictures=Pictures(
+            catalog=catalog,
+            tenants=tenants,
+            keyring=keyring,
+            results=results,
+            pepper=pepper,
+            link_ttl=settings.gateway_image_url_ttl,
+        ),
         deadline=settings.gateway_upstream_deadline,
-        link_ttl=settings.gateway_image_url_ttl,
         at_work=set(),
     )
     health = Health(gateway, incarnation, epoch, log, strict=not settings.gateway_accept_volatile_ledger)

@@ -16,16 +16,16 @@ from time import monotonic, perf_counter, time
 
 from app.cache.flight import Flight, Flights
 from app.cache.results import Result, Results, image_id
-from app.domain import policy, pricing, signing
+from app.domain import policy, pricing
 from app.domain.catalog import Catalog
 from app.domain.fingerprint import fingerprint, scope_secret
 from app.domain.ids import job_id
 from app.domain.job import Ask, Caller, Job
-from app.domain.tenant import Tenant
 from app.domain.validate import validate
 from app.errors import GatewayError, Refused
 from app.images.gate import GATE_VERSION, Gate, Plan, inspect
 from app.images.picture import describe
+from app.pictures import Pictures
 from app.prodia.client import Prodia
 from app.prodia.faults import RETRY, Fault, Money, Outcome, public_error
 from app.prodia.retry import Retries, RetryBudget
@@ -99,8 +99,8 @@ class Gateway:
     retry_budget: RetryBudget
     money: Mapping[Outcome, Money]
     pepper: bytes
+    pictures: Pictures
     deadline: float
-    link_ttl: float
     at_work: set[asyncio.Task[Result]]
 
     async def authenticate(self, token: str) -> tuple[Caller, list[RateState]]:
@@ -296,38 +296,6 @@ class Gateway:
             parts.append(Part(f"{rule.name}.{ready.format}", ready.content_type, await self.spool.keep(ready.data)))
         return Call(job.type.type, job.config, tuple(parts), job.request.output)  # type: ignore[arg-type]
 
-    async def picture(self, caller: Caller, wanted: str) -> Result:
-        """A stored picture by id, if this caller may read it under the policy in force. Raises Refused: not_found."""
-        return await self._readable(caller.tenant, wanted)
-
-    async def linked_picture(self, wanted: str, tenant_id: str, key_id: str, expires: int, signature: str) -> Result:
-        """A stored picture by a signed link, while the key it was made for is valid. Raises Refused: not_found."""
-        if not signing.verify(self.pepper, wanted, tenant_id, key_id, expires, signature, now=time()):
-            raise _no_picture()
-        tenant = (await self.tenants.refresh()).tenants.get(tenant_id)
-        if tenant is None or not await self.keyring.valid(tenant_id, key_id):
-            raise _no_picture()
-        return await self._readable(tenant, wanted)
-
-    def link(self, caller: Caller, result: Result) -> str:
-        """A signed link to a picture, good for `link_ttl` seconds."""
-        expires = int(time() + self.link_ttl)
-        return signing.link(self.pepper, result.image_id, caller.tenant.id, caller.key_id, expires)
-
-    async def _readable(self, tenant: Tenant, wanted: str) -> Result:
-        scopes = [f"t:{tenant.id}"]
-        if tenant.cache.scope.startswith("pool:"):
-            scopes.insert(0, tenant.cache.scope)
-        found = await self.results.by_id(tuple(scopes), wanted)
-        if found is None:
-            raise _no_picture()
-        kind = next((job for job in self.catalog.jobs if job.type == found.job_type), None)
-        knob = kind.role("safety") if kind else None
-        default = int(knob[1].default or 0) if knob else None
-        if not policy.readable(tenant, found.operation, found.variant, found.safety_applied, default):
-            raise _no_picture()
-        return found
-
     def _done(self, work: asyncio.Task[Result]) -> None:
         self.at_work.discard(work)
         if not work.cancelled():
@@ -336,19 +304,15 @@ class Gateway:
 
 def _result(job: Job, bought: Completed, picture: tuple[str, int, int], job_id: str, scope: str, where: str) -> Result:
     content_type, width, height = picture
-    sha256 = hashlib.sha256(bought.image).hexdigest()
+    sha256, price = hashlib.sha256(bought.image).hexdigest(), pricing.actual(job.price, bought.price_micro_usd).paid
     return Result(
         image=bought.image, job_id=job_id, image_id=image_id(where, sha256), sha256=sha256,
         content_type=content_type, width=width, height=height,
         seed=job.request.seed, job_type=job.type.type, variant=job.variant, operation=job.operation,
-        safety_applied=job.safety.applied, price=job.price, created=int(time()), scope=scope,
+        safety_applied=job.safety.applied, price=price, created=int(time()), scope=scope,
     )  # fmt: skip
 
 
 def _claim(job_id: str) -> str:
     """Where a result that must not be reused waits for those it was made for."""
     return hashlib.sha256(b"kontext-gateway/claim/" + job_id.encode()).hexdigest()
-
-
-def _no_picture() -> Refused:
-    return Refused("not_found", "There is no such picture.")

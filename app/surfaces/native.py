@@ -83,12 +83,12 @@ async def image(
         legal = t and k and e and e.isascii() and e.isdecimal() and re.fullmatch(r"[0-9a-f]{64}", s)
         if not legal or not re.fullmatch(IMAGE_ID, image_id):
             raise Refused("not_found", "There is no such picture.")
-        found = await gateway.linked_picture(image_id, t or "", k or "", int(e or "0"), s)
+        found = await gateway.pictures.by_link(image_id, t or "", k or "", int(e or "0"), s)
     else:
         caller = await by_key(request)
         if not re.fullmatch(IMAGE_ID, image_id):
             raise Refused("not_found", "There is no such picture.")
-        found = await gateway.picture(caller, image_id)
+        found = await gateway.pictures.by_key(caller, image_id)
     headers = _picture_headers(found) | {"Cache-Control": "private, max-age=3600"}
     if f'"{found.sha256}"' in [
         tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")
@@ -169,7 +169,7 @@ async def _upload(name: str, value: Any, caller: Caller, gateway: Gateway) -> Up
         case {"b64": str() as text} if len(value) == 1:
             return Upload(await decode_base64(text, name))
         case {"image_id": str() as wanted} if len(value) == 1 and re.fullmatch(IMAGE_ID, wanted):
-            return Upload((await gateway.picture(caller, wanted)).image)
+            return Upload((await gateway.pictures.by_key(caller, wanted)).image)
     raise InvalidRequest(f'`{name}` must be a data URL, {{"b64": ...}} or {{"image_id": ...}}.', field=name)
 
 
@@ -255,7 +255,7 @@ def _document(delivery: Delivery, gateway: Gateway, request_id: str) -> dict[str
     if job.request.response_format == "b64_json":
         picture["b64_json"] = pybase64.b64encode(result.image).decode()
     else:
-        picture["url"] = gateway.link(job.caller, result)
+        picture["url"] = gateway.pictures.link(job.caller, result)
     body: dict[str, Any] = {
         "id": result.job_id, "object": "kontext.result", "created": result.created,
         "operation": job.operation, "variant": job.variant, "job_type": job.type.type, "seed": result.seed,

@@ -1,0 +1,67 @@
+"""Finished pictures read again: by id with a key, or by a signed link that a reply gave.
+
+Called by the surfaces. What is stored is shown only under the policy in force now; whatever may not be seen is a 404,
+whoever asks. When the ledger is away, a link cannot be checked and `LedgerUnavailable` is raised.
+"""
+
+from __future__ import annotations
+
+from time import time
+
+from app.cache.results import Result, Results
+from app.domain import policy, signing
+from app.domain.catalog import Catalog
+from app.domain.job import Caller
+from app.domain.tenant import Tenant
+from app.errors import Refused
+from app.tenants import Keyring, Tenants
+
+
+class Pictures:
+    """Reads of one process. `link_ttl` is in seconds."""
+
+    def __init__(
+        self, *, catalog: Catalog, tenants: Tenants, keyring: Keyring, results: Results, pepper: bytes, link_ttl: float
+    ) -> None:
+        self._catalog = catalog
+        self._tenants = tenants
+        self._keyring = keyring
+        self._results = results
+        self._pepper = pepper
+        self._link_ttl = link_ttl
+
+    async def by_key(self, caller: Caller, wanted: str) -> Result:
+        """A stored picture by id, if this caller may read it under the policy in force. Raises Refused: not_found."""
+        return await self._readable(caller.tenant, wanted)
+
+    async def by_link(self, wanted: str, tenant_id: str, key_id: str, expires: int, signature: str) -> Result:
+        """A stored picture by a signed link, while the key it was made for is valid. Raises Refused: not_found."""
+        if not signing.verify(self._pepper, wanted, tenant_id, key_id, expires, signature, now=time()):
+            raise _no_picture()
+        tenant = (await self._tenants.refresh()).tenants.get(tenant_id)
+        if tenant is None or not await self._keyring.valid(tenant_id, key_id):
+            raise _no_picture()
+        return await self._readable(tenant, wanted)
+
+    def link(self, caller: Caller, result: Result) -> str:
+        """A signed link to a picture, good for `link_ttl` seconds."""
+        expires = int(time() + self._link_ttl)
+        return signing.link(self._pepper, result.image_id, caller.tenant.id, caller.key_id, expires)
+
+    async def _readable(self, tenant: Tenant, wanted: str) -> Result:
+        scopes = [f"t:{tenant.id}"]
+        if tenant.cache.scope.startswith("pool:"):
+            scopes.insert(0, tenant.cache.scope)
+        found = await self._results.by_id(tuple(scopes), wanted)
+        if found is None:
+            raise _no_picture()
+        kind = next((job for job in self._catalog.jobs if job.type == found.job_type), None)
+        knob = kind.role("safety") if kind else None
+        default = int(knob[1].default or 0) if knob else None
+        if not policy.readable(tenant, found.operation, found.variant, found.safety_applied, default):
+            raise _no_picture()
+        return found
+
+
+def _no_picture() -> Refused:
+    return Refused("not_found", "There is no such picture.")
