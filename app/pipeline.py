@@ -198,11 +198,12 @@ class Gateway:
     async def _dispatch(self, flight: Flight, hold: Hold) -> None:
         """Acknowledged by Redis before the first byte goes upstream; both marks travel in one round trip."""
         flight.committed = True
-        try:
-            await asyncio.gather(self.flights.sent(flight), hold.dispatch())
-        except GatewayError:
-            flight.committed = False  # nothing was sent
-            raise
+        marks = await asyncio.gather(self.flights.sent(flight), hold.dispatch(), return_exceptions=True)
+        if error := next((mark for mark in marks if isinstance(mark, BaseException)), None):
+            flight.committed = False
+            if hold.state == "dispatching":
+                await hold.refund(reason="unsent")  # acknowledged, but certainly not sent
+            raise error
 
     async def _attempt(self, job: Job, call: Call, timeout: float, record: Record) -> Bought:
         began, status = monotonic(), "lost"

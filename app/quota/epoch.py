@@ -77,8 +77,9 @@ class Epoch:
             if not found and not known and not mark:
                 # The tenant's epoch first: a crash in between leaves a ledger that can be used, not one that looks
                 # lost.
-                await self._store.command("HSETNX", keys.ledger(tenant), "epoch", current)
-                await self._store.command("SADD", keys.TENANTS, tenant)
+                await self._store.commands(
+                    ("HSETNX", keys.ledger(tenant), "epoch", current), ("SADD", keys.TENANTS, tenant)
+                )
                 return
         if current != self.id and current is not None and root[1] == b"1":
             self._adopt(current)

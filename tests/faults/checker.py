@@ -7,7 +7,7 @@
     I5  at rest nothing is open: no reservation, no place
     metrics  the cost counters of all replicas say what the rows say
 
-It reads Redis by itself and knows the key schema only by its published form, so that no mistake of the gateway hides in it.
+It reads Redis by itself and knows the key schema only by its published form, so that no mistake hides in it.
 I7, one job per flight, and `model`, what the scripts should do, are said by the runs that know them.
 """
 

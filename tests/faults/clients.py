@@ -69,6 +69,12 @@ async def ask_or_lose(session: aiohttp.ClientSession, url: str, token: str, **fi
         return None
 
 
+async def ask_after(seconds: float, session: aiohttp.ClientSession, url: str, token: str, **fields: Any) -> Answer:
+    """As `ask`, a little later."""
+    await asyncio.sleep(seconds)
+    return await ask(session, url, token, **fields)
+
+
 Work = Callable[[aiohttp.ClientSession], Awaitable[Any]]
 
 

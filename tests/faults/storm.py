@@ -1,4 +1,4 @@
-"""The budget storm: a thousand callers, an upstream that misbehaves, a cap that fits 125 pictures. The mutants face it too."""
+"""The budget storm: a thousand callers, an upstream that misbehaves, a cap of 125 pictures. The mutants face it too."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FAULTS = (
 
 
 def tenants(level: Level | None) -> str:
-    """A tenants file whose tenant has the exact cap at one level and far more at the others; None: no cap, no end users."""
+    """A tenants file whose tenant has the exact cap at one level, far more at the others; None: no cap, no users."""
     tenant = f'[{{usd: "{"5.00" if level == "tenant" else "1000.00"}", per: day}}]'
     per_user = f', per_user: {{budgets: [{{usd: "{"5.00" if level == "user" else "1000.00"}", per: day}}]}}'
     limits = f"{{budgets: {tenant}{per_user if level else ''}}}"

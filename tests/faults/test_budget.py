@@ -1,4 +1,4 @@
-"""A cap is never passed by one micro-dollar, whoever asks, whatever the upstream does; and it can be used to the last one."""
+"""A cap is never passed by one micro-dollar, whoever asks and whatever the upstream does; and all of it can be used."""
 
 from __future__ import annotations
 

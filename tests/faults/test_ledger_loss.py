@@ -67,11 +67,25 @@ def test_a_ledger_that_was_rolled_back_is_not_spent_from_until_it_is_released(tm
         client.close()
         assert statuses(send(range(20, 40))) == {"503 ledger_frozen": 20}
         assert received(running) == 20
-        with ThreadPoolExecutor() as pool:
-            load = [pool.submit(send, range(100 * n, 100 * n + 20)) for n in range(1, 6)]
-            running.command("ledger", "release")
-            codes = {answer.code for one in load for answer in one.result()}
-        assert codes <= {"ok", "ledger_frozen", "ledger_unavailable"}
+        running.command("ledger", "release")
         time.sleep(2.5)
         assert statuses(send(range(40, 50))) == {"200 ok": 10}
         assert all(replica.total("kontext_gateway_ledger_frozen") == 0 for replica in running.replicas)
+
+
+def test_a_release_under_load_stops_nobody_for_good(tmp_path: Path) -> None:
+    with fleet(tmp_path, tenants(None), replicas=2, sandbox=("--time-scale", "0", "--picture", "small")) as running:
+        key, urls = token(running, None), [replica.url for replica in running.replicas]
+
+        def send(first: int) -> list[Answer]:
+            return together([partial(ask, url=urls[i % 2], token=key, seed=first + i) for i in range(60)])
+
+        with ThreadPoolExecutor() as pool:
+            released = pool.submit(running.command, "ledger", "release")
+            answers: list[Answer] = []
+            while not released.done() or len(answers) < 120:
+                answers += send(len(answers))
+        assert {answer.code for answer in answers} <= {"ok", "ledger_unavailable", "ledger_frozen"}
+        time.sleep(2.5)
+        assert statuses(send(100_000)) == {"200 ok": 60}
+        print(f"\nreleased under load: {statuses(answers)}")

@@ -1,4 +1,4 @@
-"""What each way to fail means for money, by the upstream's own bill; with the outcome table as it is, and turned round."""
+"""What each way to fail means for money, by the upstream's own bill; with the outcome table as it is, and turned."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.faults.checker import books, check, in_progress, settle_down
-from tests.faults.clients import Answer, ask, ask_or_lose, statuses, together
+from tests.faults.clients import Answer, ask, ask_after, ask_or_lose, statuses, together
 from tests.faults.flock import THREE_SECONDS, flock
 from tests.faults.storm import PRICE, tenants, token
 from tests.fleet import fleet, wait_until
@@ -49,8 +49,10 @@ def test_a_leader_without_budget_hands_the_flight_to_one_that_has_some(tmp_path:
         urls = [replica.url for replica in running.replicas]
         refused = 0
         for seed in range(rounds):
+            gap = seed / 1_000  # the first to arrive is still leading, has just been refused, or is long gone
             work = [partial(ask, url=urls[seed % 3], token=poor, seed=seed)]
-            work += [partial(ask, url=urls[(seed + i % 2) % 3], token=rich, seed=seed) for i in range(followers)]
+            for i in range(followers):
+                work += [partial(ask_after, gap, url=urls[(seed + i % 2) % 3], token=rich, seed=seed)]
             first, *others = together(work)
             assert statuses(others) == {"200 ok": followers}
             assert sum(answer.source == "upstream" for answer in others) == 1

@@ -1,0 +1,137 @@
+"""Calls the money scripts as a gateway does, one at a time, on one tenant; the mutants give it other texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import redis
+
+from app.store import keys
+
+TENANT, KEY, DIGEST, EPOCH = "acme", "key_1", "d1", "led_1"
+NAMES = ("admit", "reserve", "dispatch", "retract", "finish")
+FAR = 1_000_000  # seconds to the end of a window that is not to end
+
+
+def texts() -> dict[str, str]:
+    """The scripts as they are shipped."""
+    return {name: resources.files("app.quota").joinpath(f"{name}.lua").read_text("utf-8") for name in NAMES}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One window of a reservation: which level, what it counts, its cap, and how much of it is asked for."""
+
+    level: str
+    kind: str
+    cap: int
+    add: int
+
+    def key(self, start: int) -> str:
+        """The window's counter."""
+        return keys.window(TENANT, self.level, "all", self.kind, "day", start)
+
+
+@dataclass
+class Desk:
+    """A ledger with one tenant and one key."""
+
+    client: redis.Redis
+    text: Mapping[str, str] = field(default_factory=texts)
+    epoch: str = EPOCH
+    mark: int = 0
+
+    def open(self) -> Desk:
+        """Empty the server and make the ledger."""
+        self.client.flushall()
+        self.client.hset(keys.ledger(TENANT), "epoch", EPOCH)
+        self.client.hset(keys.key(TENANT, KEY), mapping={f"d:{DIGEST}": "0", "version": "1"})
+        return self
+
+    @property
+    def now(self) -> int:
+        """The server's clock in Unix seconds."""
+        return int(self.client.time()[0])
+
+    def run(self, name: str, names: Sequence[str], args: Sequence[Any]) -> list[Any]:
+        """One script; its reply with text in the place of bytes. Raises redis.ResponseError."""
+        reply: Any = self.client.eval(self.text[name], len(names), *names, *args)
+        return [part.decode() if isinstance(part, bytes) else part for part in reply]
+
+    def admit(self, rates: Sequence[tuple[str, int, int]]) -> list[Any]:
+        """Take one request from each rate: (subject, emission interval in microseconds, burst)."""
+        names = [
+            keys.ledger(TENANT),
+            keys.key(TENANT, KEY),
+            *(keys.rate(TENANT, "key", subject) for subject, _, _ in rates),
+        ]
+        return self.run("admit", names, [DIGEST, self.epoch, self.mark, "1", *(n for rate in rates for n in rate[1:])])
+
+    def reserve(
+        self,
+        name: str,
+        owner: str,
+        limits: Sequence[Limit],
+        span: tuple[int, int],
+        *,
+        places: Sequence[tuple[str, int]] = (),
+        amount: int,
+    ) -> list[Any]:
+        """Hold all of it or nothing. `places` are (subject, cap)."""
+        ask = {
+            "id": name, "owner": owner, "digest": DIGEST, "epoch": self.epoch, "mark": self.mark, "amount": amount,
+            "spans": [["day", *span]], "conc": [cap for _, cap in places],
+            "limits": [[limit.cap, limit.add, 1, limit.kind] for limit in limits],
+            "keep": 60, "facts": {"tenant": TENANT},
+        }  # fmt: skip
+        return self.run("reserve", self.reserve_keys(name, limits, span[0], places), [json.dumps(ask)])
+
+    def reserve_keys(
+        self, name: str, limits: Sequence[Limit], start: int, places: Sequence[tuple[str, int]] = ()
+    ) -> list[str]:
+        """KEYS of a reservation."""
+        fixed = [keys.ledger(TENANT), keys.reservation(TENANT, name), keys.outstanding(TENANT), keys.key(TENANT, KEY)]
+        seats = [keys.concurrency(TENANT, "tenant", subject) for subject, _ in places]
+        return [*fixed, *seats, *(limit.key(start) for limit in limits)]
+
+    def dispatch(self, name: str, owner: str, fence: int) -> list[Any]:
+        """RESERVED -> DISPATCHING."""
+        names = [keys.ledger(TENANT), keys.reservation(TENANT, name), keys.key(TENANT, KEY)]
+        return self.run("dispatch", names, [self.epoch, self.mark, owner, fence, DIGEST])
+
+    def retract(self, name: str, owner: str, fence: int) -> list[Any]:
+        """DISPATCHING -> RESERVED."""
+        return self.run("retract", [keys.ledger(TENANT), keys.reservation(TENANT, name)], [owner, fence])
+
+    def finish(
+        self, name: str, end: str, sources: str, *, paid: int = 0, fence: str = "", by: str = "owner"
+    ) -> list[Any]:
+        """The end of a reservation, over the keys that its own record names."""
+        return self.run("finish", self.finish_keys(name), [name, end, paid, fence, sources, by, "{}", 60_000])
+
+    def finish_keys(self, name: str) -> list[str]:
+        """KEYS of the end of a reservation."""
+        windows, places = self.client.hmget(keys.reservation(TENANT, name), "windows", "places")
+        taken = [*json.loads(places or "[]"), *(window[0] for window in json.loads(windows or "[]"))]
+        fixed = [keys.ledger(TENANT), keys.reservation(TENANT, name), keys.outstanding(TENANT)]
+        return [*fixed, keys.ambiguous(TENANT), keys.rows(TENANT), *taken]
+
+    def everything(self) -> dict[str, object]:
+        """The whole server, to see whether anything changed."""
+        return {name.decode(): self._value(name) for name in self.client.scan_iter(count=1000)}
+
+    def _value(self, name: bytes) -> object:
+        match self.client.type(name):
+            case b"hash":
+                return self.client.hgetall(name)
+            case b"set":
+                return self.client.smembers(name)
+            case b"zset":
+                return self.client.zrange(name, 0, -1, withscores=True)
+            case b"stream":
+                return self.client.xrange(name)
+        return self.client.get(name)
