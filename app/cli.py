@@ -66,7 +66,7 @@ def serve(
     except NoLedger:
         _fail("REDIS_URL holds no ledger. For a new one run: kontext-gateway ledger init")
     except (VolatileLedger, TenantsFileError, CatalogError, FaultError, OSError, RuntimeError) as error:
-        _fail(str(error))
+        _fail(_why(error))
 
 
 @cli.command()
@@ -103,7 +103,7 @@ def check(sandbox: Annotated[bool, typer.Option("--sandbox", help="Check for ser
         catalog = load_catalog(settings)
         found = _tenants(settings)
     except (TenantsFileError, CatalogError, OSError) as error:
-        _fail(str(error))
+        _fail(_why(error))
     print(f"ok: {len(catalog.enabled)} job types, {len(found)} tenants")
 
 
@@ -289,11 +289,18 @@ def _checked(work: Callable[[], T]) -> T:
     try:
         return work()
     except (TenantsFileError, CatalogError, OSError, ValueError) as error:
-        _fail(str(error))
+        _fail(_why(error))
 
 
 def _loop(work: Coroutine[Any, Any, T]) -> T:
     return uvloop.run(work)
+
+
+def _why(error: Exception) -> str:
+    """An error in plain words, with its file where it has one."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _fail(text: str) -> NoReturn:

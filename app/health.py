@@ -49,6 +49,8 @@ class Health:
         self._task: asyncio.Task[None] | None = None
         self._ledger_ok: bool | None = None
         self._reload_ok = True
+        self._loads = 0
+        self._frozen = False
         self.draining = False
 
     @property
@@ -73,6 +75,7 @@ class Health:
             VolatileLedger: the Redis may lose the ledger.
         """
         self._gateway.tenants.load()
+        self._loads = self._gateway.tenants.loads
         self._name_tenants()
         with suppress(LedgerUnavailable):
             await self._gateway.ledger.store.open()
@@ -138,7 +141,8 @@ class Health:
                 self._log.error("heartbeat_failed", kind=type(error).__name__)
             await self._gateway.tenants.refresh()
             self._name_tenants()
-            self._reload(self._gateway.tenants.healthy)
+            self._reload()
+            self._freeze(self._epoch.frozen)
 
     async def _check_ledger(self) -> None:
         """Refuse a ledger that can forget. Raises VolatileLedger, LedgerUnavailable."""
@@ -158,7 +162,19 @@ class Health:
             self._ledger_ok = ok
             self._log.warning("ledger_available" if ok else "ledger_unavailable")
 
-    def _reload(self, ok: bool) -> None:
-        if ok != self._reload_ok:
-            self._reload_ok = ok
-            self._log.warning("tenants_file_loaded" if ok else "tenants_file_refused")
+    def _reload(self) -> None:
+        tenants = self._gateway.tenants
+        if tenants.healthy != self._reload_ok or tenants.loads != self._loads:
+            self._reload_ok, self._loads = tenants.healthy, tenants.loads
+            if tenants.healthy:
+                self._log.info("tenants_file_loaded", tenants=len(tenants.current.tenants))
+            else:
+                self._log.error("tenants_file_refused", mistakes=list(tenants.mistakes[:20]))
+
+    def _freeze(self, frozen: bool) -> None:
+        if frozen != self._frozen:
+            self._frozen = frozen
+            if frozen:
+                self._log.error("ledger_frozen", detail="the ledger was lost or rolled back: nothing is admitted")
+            else:
+                self._log.warning("ledger_released")

@@ -162,7 +162,10 @@ def create_app(
 def load_catalog(settings: Settings) -> catalogue.Catalog:
     """The catalogue with the operator's file. Raises CatalogError, OSError."""
     path = settings.gateway_catalog_file
-    return catalogue.load(None if path is None else path.read_text("utf-8"), file=str(path))
+    try:
+        return catalogue.load(None if path is None else path.read_text("utf-8"), file=str(path))
+    except UnicodeDecodeError:
+        raise catalogue.CatalogError([f"{path}:1: is not UTF-8 text"]) from None
 
 
 def offered(catalog: catalogue.Catalog) -> dict[str, frozenset[str]]:

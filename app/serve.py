@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -95,23 +96,14 @@ async def run(settings: Settings, log: structlog.typing.FilteringBoundLogger, sa
 async def _listen(
     settings: Settings, app: Application, log: structlog.typing.FilteringBoundLogger, ready: Callable[[], None]
 ) -> None:
-    listeners = [
-        _listener(settings.gateway_listen, app.public),
-        _listener(settings.gateway_ops_listen, app.ops),
-    ]
+    bound = [_bound(settings.gateway_listen), _bound(settings.gateway_ops_listen)]
+    listeners = [_listener(app.public), _listener(app.ops)]
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    serving = [asyncio.create_task(listener.serve()) for listener in listeners]
-    while not all(listener.started for listener in listeners):
-        if failed := next((task for task in serving if task.done()), None):
-            for listener in listeners:
-                listener.should_exit = True
-            await asyncio.gather(*serving, return_exceptions=True)
-            raise OSError(
-                f"cannot listen on {settings.gateway_listen} or {settings.gateway_ops_listen}"
-            ) from failed.exception()
+    serving = [asyncio.create_task(listener.serve([taken])) for listener, taken in zip(listeners, bound, strict=True)]
+    while not all(listener.started for listener in listeners):  # noqa: ASYNC110  # uvicorn has no event for it
         await asyncio.sleep(0.01)
     log.info(
         "started", listen=settings.gateway_listen, ops_listen=settings.gateway_ops_listen, sandbox=settings.sandbox
@@ -128,13 +120,24 @@ async def _listen(
     log.info("stopped", jobs=len(app.gateway.at_work))
 
 
-def _listener(listen: str, app: App) -> _Listener:
+def _bound(listen: str) -> socket.socket:
+    """A listener's address. Raises OSError; uvicorn itself ends the process without a word where it is taken."""
     host, port = address(listen)
+    # asyncio sets TCP_NODELAY only on sockets of this very protocol number.
+    taken = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind((host, port))
+    except OSError as error:
+        taken.close()
+        raise OSError(f"cannot listen on {listen}: {error.strerror}") from None
+    return taken
+
+
+def _listener(app: App) -> _Listener:
     return _Listener(
         uvicorn.Config(
             app,
-            host=host,
-            port=port,
             loop="uvloop",
             http="httptools",
             ws="none",

@@ -6,6 +6,8 @@ Read only by the composition root and the commands. README's table of settings i
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -123,6 +125,15 @@ class Settings(BaseSettings):
                 self.prodia_token = SecretStr(self.prodia_token_file.read_text("utf-8").strip())
             except OSError:
                 raise ValueError("PRODIA_TOKEN_FILE cannot be read") from None
+        for name in ("redis_url", "cache_redis_url"):
+            url = getattr(self, name)
+            if url is not None and not re.match(r"(redis|rediss|unix)://.", url.get_secret_value()):
+                raise ValueError(f"{name.upper()} must start with redis://, rediss:// or unix://")
+        known = {field.upper() for field in type(self).model_fields} | {"GATEWAY_URL", "GATEWAY_KEY"}
+        for name in os.environ:
+            if name.startswith("GATEWAY_") and name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1)
+                raise ValueError(f"{name} is not a setting" + (f"; did you mean {nearest[0]}?" if nearest else ""))
         loopback = re.match(r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?(/|$)", self.prodia_base_url)
         if not loopback and not re.match(r"https://[^/@\s]+", self.prodia_base_url):
             raise ValueError("PRODIA_BASE_URL must be https, or http on loopback")

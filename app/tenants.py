@@ -26,7 +26,10 @@ from app.store.redis import Store
 
 
 class Tenants:
-    """The tenants in force in this process. `healthy` is false while the file on disk is not the one in force."""
+    """The tenants in force in this process; `loads` counts reloads.
+
+    `healthy` is false, with the `mistakes` to tell, while the file on disk is not the one in force.
+    """
 
     def __init__(
         self, path: Path | None, variants: Mapping[str, frozenset[str]], *, built_in: Mapping[str, Tenant] | None = None
@@ -37,6 +40,7 @@ class Tenants:
         self._stamp: tuple[int, int, int] | None = None
         self._lock = asyncio.Lock()
         self.healthy = True
+        self.loads = 0
         self.mistakes: tuple[str, ...] = ()
         self.current = TenantsFile(self._built_in, frozenset())
 
@@ -74,6 +78,7 @@ class Tenants:
             self.healthy, self.mistakes = False, (f"{path}:1: the file cannot be read",)
         else:
             self.current, self.healthy, self.mistakes, self._stamp = self._merged(found), True, (), stamp
+            self.loads += 1
 
     def _merged(self, found: TenantsFile) -> TenantsFile:
         return replace(found, tenants={**self._built_in, **found.tenants})

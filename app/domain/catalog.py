@@ -26,6 +26,7 @@ OUTPUT_FORMATS = ("jpeg", "png", "webp")
 RESERVED_NAMES = frozenset(
     {"variant", "output_format", "fit", "response_format", "user", "tags", "image_id", "model", "webhook_url"}
 )
+_NUMBER = r"-?(0|[1-9][0-9]{0,18})(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,3})?"
 _RATIO = r"[1-9][0-9]{0,4}:[1-9][0-9]{0,4}"
 
 
@@ -107,7 +108,7 @@ class Parameter(BaseModel):
             return {"true": True, "false": False}.get(text, text)
         if self.kind == "integer" and re.fullmatch(r"-?(0|[1-9][0-9]{0,18})", text, re.ASCII):
             return int(text)
-        if self.kind == "number" and re.fullmatch(r"-?(0|[1-9][0-9]{0,18})(\.[0-9]{1,18})?", text, re.ASCII):
+        if self.kind == "number" and re.fullmatch(_NUMBER, text, re.ASCII):
             return float(text)
         return text
 
@@ -264,7 +265,7 @@ def _read(text: str, file: str) -> list[JobType]:
         document = tomllib.loads(text, parse_float=lambda number: float(Decimal(number)))
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"at line (\d+)", str(error))
-        raise CatalogError([f"{file}:{line[1] if line else 1}: not TOML: {error}"]) from None
+        raise CatalogError([f"{file}:{line[1] if line else len(text.splitlines())}: not TOML: {error}"]) from None
     entries = document.pop("job", [])
     mistakes = [f"{file}:1: {name}: unknown; only [[job]] entries belong here" for name in document]
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):

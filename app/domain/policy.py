@@ -6,6 +6,7 @@ policy may have become stricter in between.
 
 from __future__ import annotations
 
+from app.domain.catalog import JobType
 from app.domain.job import Caller, Job, Request, SafetyDecision
 from app.domain.tenant import Tenant
 from app.errors import GatewayError, InvalidRequest, Refused
@@ -31,6 +32,17 @@ def apply(caller: Caller, request: Request) -> Job:
     if knob := job_type.role("seed"):
         config[knob[0]] = request.seed
     return Job(caller=caller, request=request, safety=safety, config=config, price=job_type.price)
+
+
+def usable(caller: Caller, job_type: JobType) -> bool:
+    """Whether a caller may use a job type at all, whatever it asks of it."""
+    try:
+        allow(caller, job_type.operation, job_type.variant)
+    except Refused:
+        return False
+    rule = caller.tenant.safety.rules.get(job_type.operation)
+    held = job_type.role("safety") is not None or rule is None or rule.ceiling is None
+    return held or job_type.variant in caller.tenant.safety.allow_without_knob
 
 
 def allow(caller: Caller, operation: str, variant: str) -> None:
@@ -62,7 +74,7 @@ def decide(tenant: Tenant, request: Request) -> SafetyDecision:
             raise Refused(
                 "safety_ceiling",
                 f"{job_type.variant} has no safety_tolerance, so the ceiling of {limit} cannot be held; "
-                "the policy does not allow it by name.",
+                "the policy does not name it in safety.allow_without_knob.",
                 field="variant",
                 ceiling=limit,
             )

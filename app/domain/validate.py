@@ -29,7 +29,8 @@ def validate(ask: Ask, catalog: Catalog) -> Request:
     job_type = _job_type(ask, catalog)
     output = _choice(ask, "output_format", OUTPUT_FORMATS) or ask.accepted_format or "jpeg"
     for name in ask.fields:
-        if name not in ENVELOPE and name not in job_type.parameters:
+        unknown = name not in ENVELOPE and name not in job_type.parameters
+        if unknown or (name == "fit" and not job_type.inputs):
             raise _unknown(name, ask, job_type, catalog)
     parameters = _parameters(ask, job_type, output)
     for rule in job_type.inputs:
@@ -52,8 +53,8 @@ def validate(ask: Ask, catalog: Catalog) -> Request:
         output=output,
         fit=_choice(ask, "fit", ("auto", "strict")) or "auto",  # type: ignore[arg-type]
         response_format=_choice(ask, "response_format", ("url", "b64_json")) or "url",  # type: ignore[arg-type]
-        user=_user(ask.fields.get("user")),
-        tags=_tags(ask.fields.get("tags")),
+        user=_user(ask.fields["user"]) if "user" in ask.fields else None,
+        tags=_tags(ask.fields["tags"]) if "tags" in ask.fields else (),
         uploads=ask.uploads,
         safety_asked=asked,
     )
@@ -122,9 +123,7 @@ def _choice(ask: Ask, name: str, choices: tuple[str, ...]) -> str | None:
     return value
 
 
-def _user(value: object) -> str | None:
-    if value is None:
-        return None
+def _user(value: object) -> str:
     legal = isinstance(value, str) and 1 <= len(value) <= MAX_USER_LENGTH and value.isprintable()
     if not legal:
         raise InvalidRequest(f"`user` must have 1 to {MAX_USER_LENGTH} printable characters.", field="user")
@@ -132,8 +131,6 @@ def _user(value: object) -> str | None:
 
 
 def _tags(value: object) -> tuple[str, ...]:
-    if value is None:
-        return ()
     legal = (
         isinstance(value, list)
         and len(value) <= MAX_TAGS

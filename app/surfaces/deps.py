@@ -37,7 +37,7 @@ def bearer(request: Request) -> str:
     carriers = request.headers.getlist("authorization")
     if len(carriers) > 1:
         raise Refused("unauthenticated", "Send one Authorization header.")
-    scheme, _, token = (carriers[0] if carriers else "").partition(" ")
+    scheme, _, token = (carriers[0] if carriers else "").strip(" \t").partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise Refused("unauthenticated", "Send the key as `Authorization: Bearer kgw_live_...`.")
     return token

@@ -21,8 +21,10 @@ from fastapi import Path as PathParameter
 from starlette.responses import Response
 
 from app.cache.results import Result
+from app.domain import policy
 from app.domain.job import Ask, Caller
 from app.domain.pricing import usd
+from app.domain.tenant import Limits
 from app.domain.upload import Upload
 from app.errors import InvalidRequest, Refused
 from app.pipeline import Delivery, Gateway
@@ -30,11 +32,11 @@ from app.surfaces import native_schema
 from app.surfaces.body import EDIT_JSON_BYTES, JSON_SLACK, decode_base64, media_type, read_form, read_json
 from app.surfaces.deps import GatewayDep, KeyCaller, by_key, record_of
 from app.surfaces.dialect import accepted, control
+from app.surfaces.native_schema import IMAGE_ID
 
 router = APIRouter()
 _DATA_URL = re.compile(r"data:image/[a-z.+-]{1,32};base64,", re.ASCII)
 _GONE = Response(status_code=499)
-IMAGE_ID = r"^img_[0-9a-f]{48}$"
 
 
 @router.post("/v1/generate", **native_schema.generate())
@@ -119,17 +121,10 @@ async def models(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Re
 async def me(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Response:
     """The caller's tenant, what it may use, its limits and what remains of them."""
     tenant, key = caller.tenant, caller.policy
-    allowed = {
-        operation: [
-            variant
-            for variant in gateway.catalog.variants(operation)
-            if (tenant.variants is None or variant in tenant.variants.get(operation, ()))
-            and (key.variants is None or variant in key.variants)
-            and (key.operations is None or operation in key.operations)
-        ]
-        for operation in ("generate", "edit")
-    }
-    rate = tenant.limits.requests
+    allowed: dict[str, list[str]] = {"generate": [], "edit": []}
+    for job in gateway.catalog.enabled.values():
+        if policy.usable(caller, job):
+            allowed[job.operation].append(job.variant)
     return _json(
         {
             "object": "kontext.caller", "tenant": tenant.id, "name": tenant.name, "key_id": caller.key_id,
@@ -139,13 +134,20 @@ async def me(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Respon
                 **{name: asdict(rule) for name, rule in tenant.safety.rules.items()},
                 "allow_without_knob": sorted(tenant.safety.allow_without_knob),
             },
-            "requests": None if rate is None else {"count": rate.count, "seconds": rate.seconds, "burst": rate.burst},
-            "concurrency": tenant.limits.concurrency,
+            "rates": {"tenant": _rate(tenant.limits), "key": _rate(key.limits), "user": _rate(tenant.per_user)},
+            "concurrency": {
+                "tenant": tenant.limits.concurrency, "key": key.limits.concurrency, "user": tenant.per_user.concurrency,
+            },
+            "user_required": not tenant.per_user.empty,
             "limits": await gateway.ledger.usage(caller, None),
             "timezone": tenant.timezone,
             "cache": {"scope": tenant.cache.scope, "ttl_seconds": tenant.cache.ttl_seconds},
         }
     )  # fmt: skip
+
+
+def _rate(limits: Limits) -> dict[str, int] | None:
+    return None if limits.requests is None else asdict(limits.requests)
 
 
 def _inputs(gateway: Gateway) -> set[str]:

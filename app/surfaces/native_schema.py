@@ -14,9 +14,32 @@ from app.errors import CODES
 _PICTURE = {
     kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/jpeg", "image/png", "image/webp")
 }
+IMAGE_ID = "^img_[0-9a-f]{48}$"
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _COMMON = (400, 401, 403, 404, 405, 411, 413, 415, 422, 429, 431, 500, 503)
 _PAID = (402, 409, 502, 504)
+_TAGS: dict[str, Any] = {
+    "type": "array",
+    "maxItems": MAX_TAGS,
+    "items": {"type": "string", "minLength": 1, "maxLength": MAX_TAG_LENGTH, "format": "printable"},
+}
+_IMAGE = {
+    "oneOf": [
+        {"type": "string", "format": "image-data-url", "description": "data:image/...;base64,..."},
+        {
+            "type": "object",
+            "properties": {"b64": {"type": "string", "format": "image-base64", "contentEncoding": "base64"}},
+            "required": ["b64"],
+            "additionalProperties": False,
+        },
+        {
+            "type": "object",
+            "properties": {"image_id": {"type": "string", "pattern": IMAGE_ID}},
+            "required": ["image_id"],
+            "additionalProperties": False,
+        },
+    ]
+}
 RESULT = {
     "type": "object",
     "required": [
@@ -88,6 +111,10 @@ def complete(schema: dict[str, Any], catalog: Catalog) -> dict[str, Any]:
             "Problem": PROBLEM,
         }
     )
+    encoding = {
+        rule.name: {"contentType": ", ".join(_PICTURE)} for job in catalog.enabled.values() for rule in job.inputs
+    }
+    schema["paths"]["/v1/edit"]["post"]["requestBody"]["content"]["multipart/form-data"]["encoding"] = encoding
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     return schema
 
@@ -103,21 +130,17 @@ def _body(catalog: Catalog, operation: str, *, form: bool) -> dict[str, Any]:
             "output_format": {"type": "string", "enum": list(OUTPUT_FORMATS)},
             "fit": {"type": "string", "enum": ["auto", "strict"]},
             "response_format": {"type": "string", "enum": ["url", "b64_json"]},
-            "user": {"type": "string", "minLength": 1, "maxLength": MAX_USER_LENGTH, "pattern": "^[ -~]+$"},
-            "tags": {
-                "type": "array",
-                "maxItems": MAX_TAGS,
-                "items": {"type": "string", "minLength": 1, "maxLength": MAX_TAG_LENGTH, "pattern": "^[ -~]+$"},
-            },
+            "user": {"type": "string", "minLength": 1, "maxLength": MAX_USER_LENGTH, "format": "printable"},
+            "tags": {"anyOf": [_TAGS, _TAGS["items"]]} if form else _TAGS,
         }
         for name, parameter in job.parameters.items():
             properties[name] = parameter.json_schema()
             if parameter.only_with_output:
                 properties[name] = {"type": "boolean", "enum": [False]}
+        if not job.inputs:
+            del properties["fit"]
         for rule in job.inputs:
-            properties[rule.name] = (
-                {"type": "string", "format": "binary"} if form else {"type": "string", "format": "image-data-url"}
-            )
+            properties[rule.name] = {"type": "string", "format": "binary"} if form else _IMAGE
         required = [name for name, parameter in job.parameters.items() if parameter.required]
         required += [rule.name for rule in job.inputs]
         if variant != "pro":

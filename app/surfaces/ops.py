@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from app.surfaces.deps import OPEN
 
 router = APIRouter()
 
 
-@router.get("/metrics", openapi_extra=OPEN)
+@router.get("/metrics", response_class=PlainTextResponse, openapi_extra=OPEN)
 async def metrics(request: Request) -> Response:
     """Prometheus exposition."""
     await request.app.state.health.read_gauges()
@@ -28,7 +28,7 @@ async def healthz(request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/readyz", openapi_extra=OPEN)
+@router.get("/readyz", responses={503: {"description": "Not ready, with the reason"}}, openapi_extra=OPEN)
 async def readyz(request: Request) -> Response:
     """Whether to send requests here: 200, or 503 with the reason."""
     reason: str | None = request.app.state.health.not_ready

@@ -17,7 +17,7 @@ PICTURE = b"a picture"
 
 
 def ask(operation: str = "generate", *, textual: bool = False, accepted: str | None = None, **fields: Any) -> Ask:
-    """A legal ask of an operation, its prompt and upload included, with more fields or other ones. None leaves one out."""
+    """A legal ask of an operation, prompt and upload included, with more fields or other ones. None leaves one out."""
     wanted = {"prompt": "a lighthouse at dawn"} | fields
     uploads = {"image": Upload(PICTURE)} if operation == "edit" else {}
     present = {name: value for name, value in wanted.items() if value is not None}
@@ -29,7 +29,9 @@ def request(operation: str = "generate", catalog: Catalog = CATALOG, **fields: A
     return validate(ask(operation, **fields), catalog)
 
 
-def tenant(rules: Mapping[str, SafetyRule] | None = None, *, mode: Any = "clamp", without: Any = (), **fields: Any) -> Tenant:
+def tenant(
+    rules: Mapping[str, SafetyRule] | None = None, *, mode: Any = "clamp", without: Any = (), **fields: Any
+) -> Tenant:
     """A tenant with a safety policy."""
     safety = Safety(MappingProxyType(dict(rules or {})), mode, frozenset(without))
     return Tenant(id="acme", name="Acme", safety=safety, **fields)

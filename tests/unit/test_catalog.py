@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from app.domain.inputs import InputRule
 # What Prodia publishes of its Kontext types, typed from the description of the product and not from the catalogue.
 PROMPT = {"kind": "string", "required": True, "min_length": 3, "max_length": 4_096}
 SEED = {"kind": "integer", "minimum": 0, "maximum": 9_007_199_254_740_991}
-STYLES = (
+STYLES = re.split(
+    " ",
     "3d-model analog-film anime cinematic comic-book craft-clay digital-art enhance fantasy-art isometric line-art "
-    "low-poly neon-punk origami photographic pixel-art texture"
-).split()
+    "low-poly neon-punk origami photographic pixel-art texture",
+)
 GENERATE = {
     "prompt": PROMPT,
     "aspect_ratio": {"kind": "ratio", "default": "1:1"},
@@ -85,7 +87,9 @@ def test_dev_has_no_ratio_no_upsampling_and_no_safety_knob() -> None:
 def test_the_largest_legal_side_of_dev_is_1024_though_the_bound_is_1040() -> None:
     dev = load().find("edit", "dev")
     assert dev is not None
-    assert [side for side in range(400, 1_200) if dev.parameters["width"].problem(side) is None] == [*range(512, 1_025, 32)]
+    assert [side for side in range(400, 1_200) if dev.parameters["width"].problem(side) is None] == [
+        *range(512, 1_025, 32)
+    ]
 
 
 def test_the_first_versions_are_kept_and_not_offered() -> None:
@@ -130,7 +134,9 @@ def test_one_entry_more_is_one_type_more() -> None:
 
 
 def test_an_entry_of_a_built_in_type_takes_its_place() -> None:
-    dearer = ENTRY.replace("inference.flux-2.txt2img.v1", "inference.flux-kontext.pro.txt2img.v2").replace("flux-2", "pro")
+    dearer = ENTRY.replace("inference.flux-2.txt2img.v1", "inference.flux-kontext.pro.txt2img.v2").replace(
+        "flux-2", "pro"
+    )
     found = added(dearer).find("generate", "pro")
     assert found is not None
     assert found.price == 60_000
@@ -138,7 +144,9 @@ def test_an_entry_of_a_built_in_type_takes_its_place() -> None:
 
 
 def test_a_built_in_type_can_be_taken_out() -> None:
-    entry = ENTRY.replace("inference.flux-2.txt2img.v1", "inference.flux-kontext.pro.txt2img.v2").replace("flux-2", "pro")
+    entry = ENTRY.replace("inference.flux-2.txt2img.v1", "inference.flux-kontext.pro.txt2img.v2").replace(
+        "flux-2", "pro"
+    )
     assert added(entry.replace("typical", "enabled = false\ntypical")).find("generate", "pro") is None
 
 
@@ -167,13 +175,25 @@ MISTAKES = [
     ("default = 30", "default = 51", "own.toml:9: job.parameters.steps: the default must be an integer from 1 to 50"),
     ("maximum = 50, default = 30", "maximum = 0", "own.toml:9: job.parameters.steps: the minimum is above the maximum"),
     ("maximum = 50, default = 30", 'role = "seed"', "own.toml:9: job.parameters.steps: a seed needs"),
-    ("maximum = 50, default = 30", 'maximum = 6, role = "safety"', "own.toml:9: job.parameters.steps: a safety parameter"),
-    ('{ kind = "integer", minimum = 1', '{ kind = "choice", minimum = 1', "own.toml:9: job.parameters.steps: `choices`"),
+    (
+        "maximum = 50, default = 30",
+        'maximum = 6, role = "safety"',
+        "own.toml:9: job.parameters.steps: a safety parameter",
+    ),
+    (
+        '{ kind = "integer", minimum = 1',
+        '{ kind = "choice", minimum = 1',
+        "own.toml:9: job.parameters.steps: `choices`",
+    ),
     ("steps =", "user =", "own.toml:1: job: the gateway's own fields cannot be parameters: user"),
     ("default = 30 }", "default = 30", "own.toml:9: not TOML: "),
     ("[[job]]", "[[jobs]]", "own.toml:1: job: must be [[job]] entries"),
     ("[[job]]", '[defaults]\nname = "x"\n[[job]]', "own.toml:1: defaults: unknown"),
-    ("typical", INPUT.replace('"png"', '"gif"') + "typical", "own.toml:6: job.inputs.0: formats are png, jpeg and webp"),
+    (
+        "typical",
+        INPUT.replace('"png"', '"gif"') + "typical",
+        "own.toml:6: job.inputs.0: formats are png, jpeg and webp",
+    ),
     ("typical", INPUT.replace("256", "2560") + "typical", "own.toml:6: job.inputs.0: sides go from 1 to 16384"),
     ("typical", INPUT + "typical", "own.toml:1: job: an edit has inputs, a generate has none"),
 ]
@@ -187,7 +207,9 @@ def test_a_mistake_is_told_with_file_line_and_field(right: str, wrong: str, told
 
 def test_every_mistake_of_a_file_is_told_and_each_in_its_own_entry() -> None:
     second = ENTRY.replace("flux-2", "flux-3").replace('"0.06"', '"-1"')
-    found = mistakes(ENTRY.replace("default = 30", "default = 0") + "\n# another\n [[ job ]] # with a comment\n" + second[8:])
+    found = mistakes(
+        ENTRY.replace("default = 30", "default = 0") + "\n# another\n [[ job ]] # with a comment\n" + second[8:]
+    )
     assert [line.partition(": ")[0] for line in found] == ["own.toml:9", "own.toml:16"]
 
 

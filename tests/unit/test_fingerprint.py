@@ -38,7 +38,11 @@ RATIOS = st.builds("{}:{}".format, st.integers(1, 99_999), st.integers(1, 99_999
 FORMATS = st.sampled_from(["jpeg", "png", "webp"])
 SIDES = st.sampled_from(range(512, 1_025, 32))
 COMMON = {"prompt": PROMPTS, "seed": SEEDS, "output_format": FORMATS}
-KONTEXT = COMMON | {"variant": st.sampled_from(["pro", "max"]), "aspect_ratio": RATIOS, "prompt_upsampling": st.booleans()}
+KONTEXT = COMMON | {
+    "variant": st.sampled_from(["pro", "max"]),
+    "aspect_ratio": RATIOS,
+    "prompt_upsampling": st.booleans(),
+}
 FIELDS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "generate": KONTEXT | {"safety_tolerance": st.integers(0, 6)},
     "edit": KONTEXT | {"safety_tolerance": st.integers(0, 2), "fit": st.sampled_from(["auto", "strict"])},
@@ -161,7 +165,9 @@ def test_a_released_upload_still_counts() -> None:
 def test_two_inputs_that_change_places_are_another_picture() -> None:
     one, two = Upload(b"one"), Upload(b"two")
     found = request("edit", seed=7)
-    assert digest(replace(found, uploads={"image": one, "mask": two})) != digest(replace(found, uploads={"image": two, "mask": one}))
+    assert digest(replace(found, uploads={"image": one, "mask": two})) != digest(
+        replace(found, uploads={"image": two, "mask": one})
+    )
 
 
 def test_the_catalogues_version_of_a_type_counts_and_its_price_does_not() -> None:
@@ -216,8 +222,8 @@ CHANGES: dict[str, Any] = {
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Request)])
 def test_a_field_changes_the_digest_exactly_when_it_is_listed_to(name: str) -> None:
     found = request("edit", seed=7)
-    change = CATALOG.find("edit", "max") if name == "job_type" else CHANGES[name]
-    changed = replace(found, **{name: change})
+    change: Any = {name: CATALOG.find("edit", "max") if name == "job_type" else CHANGES[name]}
+    changed = replace(found, **change)
     assert (digest(changed) != digest(found)) is (name in INCLUDED)
 
 

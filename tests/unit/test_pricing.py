@@ -10,7 +10,8 @@ from app.domain.pricing import actual, parse_usd, usd
 
 
 @pytest.mark.parametrize(
-    ("text", "micro"), [("0.04", 40_000), ("0.08", 80_000), ("0.025", 25_000), ("0.000001", 1), ("1", 1_000_000), ("5.00", 5_000_000)]
+    ("text", "micro"),
+    [("0.04", 40_000), ("0.08", 80_000), ("0.025", 25_000), ("0.000001", 1), ("1", 1_000_000), ("5.00", 5_000_000)],
 )
 def test_a_price_is_read_exactly(text: str, micro: int) -> None:
     assert parse_usd(text) == micro
@@ -33,7 +34,9 @@ def test_amounts_below_zero_and_zero_are_written_too() -> None:
 
 
 @given(st.integers(0, 10**9), st.none() | st.integers(0, 10**9))
-def test_a_tenant_never_pays_more_than_was_reserved_and_nothing_of_the_bill_is_lost(reserved: int, reported: int | None) -> None:
+def test_a_tenant_never_pays_more_than_was_reserved_and_nothing_of_the_bill_is_lost(
+    reserved: int, reported: int | None
+) -> None:
     price = actual(reserved, reported)
     assert price.billed == (reserved if reported is None else reported)
     assert price.paid <= reserved

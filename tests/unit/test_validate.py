@@ -41,7 +41,11 @@ LEGAL: list[tuple[list[tuple[str, str]], str, list[Any]]] = [
 ILLEGAL: list[tuple[list[tuple[str, str]], str, list[Any]]] = [
     (ALL, "prompt", ["", "ab", "\U0001f30a\U0001f30a", "x" * 4_097, 7, ["sky blue"], True, "a \ud800 half"]),
     (ALL, "seed", [-1, 2**53, 1.5, 1.0, "7", True]),
-    (PRO, "aspect_ratio", ["", "16/9", "0:1", "1:0", "01:1", "100000:1", "1:1 ", " 1:1", "1.5:1", "१:१", "1:1\n", 1, "auto"]),
+    (
+        PRO,
+        "aspect_ratio",
+        ["", "16/9", "0:1", "1:0", "01:1", "100000:1", "1:1 ", " 1:1", "1.5:1", "१:१", "1:1\n", 1, "auto"],
+    ),
     (PRO, "prompt_upsampling", ["true", 0, 1, "yes"]),
     (ALL[:2], "safety_tolerance", [-1, 7, 1.5, "4", True]),
     (ALL[2:4], "safety_tolerance", [-1, 3, 6]),
@@ -167,7 +171,9 @@ def test_the_gateways_own_fields_are_checked_too(name: str, value: Any) -> None:
 
 
 def test_the_gateways_own_fields_arrive() -> None:
-    found = request("edit", output_format="webp", fit="strict", response_format="b64_json", user="ada", tags=["b", "a", "b"])
+    found = request(
+        "edit", output_format="webp", fit="strict", response_format="b64_json", user="ada", tags=["b", "a", "b"]
+    )
     assert (found.output, found.fit, found.response_format, found.user, found.tags) == (
         "webp", "strict", "b64_json", "ada", ("b", "a"),
     )  # fmt: skip
@@ -210,7 +216,7 @@ FORM: list[tuple[str, str, str, Any]] = [
 
 
 @pytest.mark.parametrize(("variant", "name", "text", "value"), FORM)
-def test_a_form_field_is_read_as_what_it_stands_for(variant: str, name: str, text: str, value: Any) -> None:
+def test_a_form_field_is_read_as_what_it_stands_for(variant: str, name: str, text: Any, value: Any) -> None:
     found = request("edit", textual=True, variant=variant, **{name: text})
     assert {**found.parameters, "seed": found.seed, "safety_tolerance": found.safety_asked}[name] == value
 
@@ -218,13 +224,14 @@ def test_a_form_field_is_read_as_what_it_stands_for(variant: str, name: str, tex
 @pytest.mark.parametrize(
     ("variant", "name", "text"),
     [
-        ("pro", "seed", "07"), ("pro", "seed", "+7"), ("pro", "seed", " 7"), ("pro", "seed", "7.0"), ("pro", "seed", "７"),
+        ("pro", "seed", "07"), ("pro", "seed", "+7"), ("pro", "seed", " 7"), ("pro", "seed", "7.0"),
+        ("pro", "seed", "７"),
         ("pro", "seed", "1e3"), ("pro", "seed", ""), ("pro", "seed", "9" * 400), ("pro", "prompt_upsampling", "True"),
         ("pro", "prompt_upsampling", "1"), ("dev", "guidance_scale", "nan"), ("dev", "guidance_scale", "1_0"),
         ("dev", "guidance_scale", "-2"), ("dev", "guidance_scale", "Infinity"), ("dev", "steps", "0x10"),
     ],
 )  # fmt: skip
-def test_a_form_field_that_stands_for_no_value_is_refused(variant: str, name: str, text: str) -> None:
+def test_a_form_field_that_stands_for_no_value_is_refused(variant: str, name: str, text: Any) -> None:
     assert refused("edit", textual=True, variant=variant, **{name: text}).field == name
 
 
