@@ -182,13 +182,14 @@ def fields() -> Iterator[Bad]:
         "output_format": ("gif", "JPEG", "jpg", "image/jpeg", "", None, 1),
         "response_format": ("b64", "URL", "", None, 0),
         "fit": ("none", "AUTO", "", None, True),
-        "user": ("", CANARY * 10, f"{CANARY}\n", f"{CANARY}\x00", 5, ["a"], "\u200b"),
-        "tags": ("one", ["t"] * 9, ["t" * 33], [""], [1], [["a"]], {"a": 1}, ["a\x00"], [None]),
+        "user": ("", CANARY * 10, f"{CANARY}\n", f"{CANARY}\x00", 5, ["a"], "\u200b", None),
+        "tags": ("one", ["t"] * 9, ["t" * 33], [""], [1], [["a"]], {"a": 1}, ["a\x00"], [None], None),
     }
     for name, value in ((name, value) for name, values in wrong.items() for value in values):
-        yield generate(
-            f"{name} {str(value)[:20]!r}", document(**{name: value}), 422, field=name, phrase=f"`{name}` must"
-        )
+        about, phrase = f"{name} {str(value)[:20]!r}", f"`{name}` must"
+        yield edit(about, document("edit", **{name: value}), 422, field=name, phrase=phrase)
+        if name != "fit":
+            yield generate(about, document(**{name: value}), 422, field=name, phrase=phrase)
     yield generate("dev", document(variant="dev"), 422, field="variant", phrase="must be one of pro, max")
     for name in (
         "n",
@@ -200,6 +201,7 @@ def fields() -> Iterator[Bad]:
         "size",
         "images",
         "webhook_url",
+        "fit",
         "",
         "__proto__",
     ):
