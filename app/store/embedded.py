@@ -74,6 +74,9 @@ class Embedded:
         if self._server is not None:
             with suppress(Exception):
                 self._server.stop()
+            if self._socket.parent != self._dir:
+                with suppress(OSError):
+                    self._socket.parent.rmdir()
             return
         with suppress(OSError, RedisError), self._client() as client:
             os.kill(int(client.info("server")["process_id"]), signal.SIGTERM)
