@@ -1,9 +1,9 @@
-"""Redis for everybody else: scripts and commands, batched, bounded in time, translated to one exception.
+"""Redis for everybody else: scripts and commands, pipelined, bounded in time, translated to one exception.
 
-Calls made in the same turn of the event loop travel as one pipeline on one pooled connection: fewer system calls, and
-a caller that is cancelled never leaves a half-read reply on a connection, because the batch, not the caller, owns it.
-Nothing is ever re-sent by the client itself; a script missing on the server (NOSCRIPT: it did not run) is loaded and
-run once more. Any failure becomes `LedgerUnavailable`; whether the command took effect is then unknown to the caller.
+Calls made in the same turn of the event loop travel in one write. Nothing is ever re-sent by the client itself; a
+script missing on the server (NOSCRIPT: it did not run) is loaded and run once more. Any failure becomes
+`LedgerUnavailable`; whether the command took effect is then unknown to the caller. A server that is away or frozen is
+found out once: until it has been reached again, in the background and with jitter, every call fails at once.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from random import uniform
 from time import monotonic
 from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from app.errors import LedgerUnavailable
+from app.store.line import Line, dial
 
-BATCH = 128  # commands that travel together at most
-CONNECTIONS = 8  # batches under way at most
+WINDOW = 64  # commands without a reply at most: what waits here is not late, what the server has queued may become so
 SLICES = 3
+REDIAL = (0.02, 0.2)  # seconds between attempts to reach a server that was lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,35 +49,29 @@ Observer = Callable[[str, float, str | None], None]
 
 
 class Store:
-    """One Redis role. `observe(operation, seconds, error kind)` is told of every batch."""
+    """One Redis role. `observe(operation, seconds, error kind)` is told of every call."""
 
     def __init__(self, url: str, *, timeout: float = 0.15, connect_timeout: float = 0.1, observe: Observer) -> None:
-        pool = BlockingConnectionPool.from_url(
+        self._pool = ConnectionPool.from_url(
             url,
-            max_connections=CONNECTIONS,
-            timeout=timeout,
             socket_timeout=None,
             socket_connect_timeout=connect_timeout,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
             decode_responses=False,
         )
-        self.client = Redis(connection_pool=pool)
+        self._shapes = Redis(connection_pool=self._pool).response_callbacks
         self._timeout = timeout
+        self._dial_within = connect_timeout + timeout
         self._observe = observe
-        self._queue: list[tuple[tuple[Any, ...], Script | None, asyncio.Future[Any]]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._queue: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
+        self._line: Line | None = None
+        self._dialling: asyncio.Task[None] | None = None
+        self._down = False
 
     async def open(self) -> None:
-        """Open every connection now, so that a burst of first requests does not wait for connecting.
-
-        Raises:
-            LedgerUnavailable: at least one did not answer.
-        """
-        try:
-            await asyncio.gather(*(self._execute([("PING",)]) for _ in range(CONNECTIONS)))
-        except (RedisError, OSError, TimeoutError):
-            raise LedgerUnavailable from None
+        """Connect now rather than at the first call. Raises LedgerUnavailable; attempts go on in the background."""
+        await self.command("PING")
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run a script by its hash.
@@ -83,92 +79,105 @@ class Store:
         Raises:
             LedgerUnavailable: no answer in time, or an answer that is an error; the effect is unknown.
         """
-        return await self._submit(("EVALSHA", script.sha, len(keys), *keys, *args), script)
+        call = ("EVALSHA", script.sha, len(keys), *keys, *args)
+        reply = await self._ask(script.name, call)
+        if isinstance(reply, Exception) and str(reply).startswith("NOSCRIPT"):
+            load, again = self._submit(("SCRIPT", "LOAD", script.text)), self._ask(script.name, call)
+            reply = await again
+            load.cancel()
+        if isinstance(reply, Exception):
+            raise LedgerUnavailable
+        return reply
 
     async def command(self, *command: Any) -> Any:
         """Run one plain command. Raises LedgerUnavailable like `run`."""
-        return await self._submit(command, None)
+        name = str(command[0])
+        reply = await self._ask(name.lower(), command)
+        if isinstance(reply, Exception):
+            raise LedgerUnavailable
+        shape = self._shapes.get(name)
+        return reply if shape is None or reply is None else shape(reply)
 
     async def commands(self, *commands: tuple[Any, ...]) -> list[Any]:
         """Run several commands in one round trip, not atomically. Raises LedgerUnavailable if any of them failed."""
-        return await asyncio.gather(*(self._submit(command, None) for command in commands))
+        return await asyncio.gather(*(self.command(*command) for command in commands))
 
     async def aclose(self) -> None:
-        """Finish batches under way, then close the pool."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=1)
-        await self.client.aclose()
-        await self.client.connection_pool.disconnect()
+        """Let what is under way have its reply, then close the connection."""
+        until = monotonic() + self._timeout
+        while self._line is not None and self._line.pending and monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        self._down = True
+        if self._dialling is not None:
+            self._dialling.cancel()
+        if self._line is not None:
+            line, self._line = self._line, None
+            line.close()
 
-    async def _submit(self, command: tuple[Any, ...], script: Script | None) -> Any:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._queue.append((command, script, future))
-        if len(self._queue) == 1:
-            asyncio.get_running_loop().call_soon(self._flush)
-        return await future
-
-    def _flush(self) -> None:
-        """Send what is queued; while all connections are busy it waits, and the batches grow."""
-        while self._queue and len(self._tasks) < CONNECTIONS:
-            batch, self._queue = self._queue[:BATCH], self._queue[BATCH:]
-            task = asyncio.create_task(self._send(batch))
-            self._tasks.add(task)
-            task.add_done_callback(self._sent)
-
-    def _sent(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._flush()
-
-    async def _send(self, batch: list[tuple[tuple[Any, ...], Script | None, asyncio.Future[Any]]]) -> None:
+    async def _ask(self, name: str, command: tuple[Any, ...]) -> Any:
+        """One reply, an error reply as a value. Raises LedgerUnavailable when there is none."""
         began = monotonic()
-        name = batch[0][1].name if batch[0][1] else str(batch[0][0][0]).lower()
         try:
-            replies = await self._in_time([command for command, _, _ in batch])
-            missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-            if missing:
-                for text in {batch[i][1].text for i in missing if batch[i][1]}:  # type: ignore[union-attr]
-                    await self.client.script_load(text)
-                again = await self._in_time([batch[i][0] for i in missing])
-                for i, reply in zip(missing, again, strict=True):
-                    replies[i] = reply
+            reply = await self._submit(command)
         except (RedisError, OSError, TimeoutError) as error:
             self._observe(name, monotonic() - began, type(error).__name__)
-            for _, _, future in batch:
-                if not future.done():
-                    future.set_exception(LedgerUnavailable())
-            return
-        failed: str | None = None
-        for (_, _, future), reply in zip(batch, replies, strict=True):
-            if isinstance(reply, Exception):
-                failed = _kind(reply)
-                if not future.done():
-                    future.set_exception(LedgerUnavailable())
-            elif not future.done():
-                future.set_result(reply)
-        self._observe(name, monotonic() - began, failed)
+            raise LedgerUnavailable from None
+        self._observe(name, monotonic() - began, _kind(reply) if isinstance(reply, Exception) else None)
+        return reply
 
-    async def _in_time(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        """Replies within the timeout. It is counted in slices with a turn of the event loop between them, so that an
-        answer that is here already is not taken for a late one only because this process was busy."""
-        work = asyncio.ensure_future(self._execute(commands))
-        for _ in range(SLICES):
-            if (await asyncio.wait((work,), timeout=self._timeout / SLICES))[0]:
-                return work.result()
-        work.cancel()  # drops the connection with it: a late reply is nobody's
-        await asyncio.wait((work,))
-        raise TimeoutError
+    def _submit(self, command: tuple[Any, ...]) -> asyncio.Future[Any]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        if self._down:
+            future.set_exception(ConnectionError())
+            return future
+        self._queue.append((command, future))
+        if self._line is None:
+            self._redial()
+        elif len(self._queue) == 1:
+            loop.call_soon(self._flush)
+        return future
 
-    async def _execute(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        if len(commands) == 1:
+    def _flush(self) -> None:
+        if self._line is not None and self._queue and (room := WINDOW - self._line.pending) > 0:
+            batch, self._queue = self._queue[:room], self._queue[room:]
+            self._line.send(batch)
+
+    def _redial(self) -> None:
+        if self._dialling is None:
+            self._dialling = asyncio.create_task(self._dial())
+
+    async def _dial(self) -> None:
+        """Reach the server, however long it takes; what was asked meanwhile fails with the first attempt."""
+        while self._line is None:
             try:
-                return [await self.client.execute_command(*commands[0])]  # type: ignore[no-untyped-call]
-            except ResponseError as error:
-                return [error]
-        pipeline = self.client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        replies: list[Any] = await pipeline.execute(raise_on_error=False)
-        return replies
+                async with asyncio.timeout(self._dial_within):
+                    line = await dial(
+                        self._pool, tick=self._timeout / SLICES, ticks=SLICES, room=self._flush, closed=self._on_closed
+                    )
+                if not line.usable:
+                    raise ConnectionError
+            except (RedisError, OSError, TimeoutError) as error:
+                self._observe("connect", 0.0, type(error).__name__)
+                self._fail_queue()
+                await asyncio.sleep(uniform(*REDIAL))
+            else:
+                self._line = line
+        self._dialling, self._down = None, False
+        self._flush()
+
+    def _on_closed(self, line: Line) -> None:
+        if self._line is line:
+            self._line = None
+            self._fail_queue()
+            self._redial()
+
+    def _fail_queue(self) -> None:
+        self._down = True
+        queue, self._queue = self._queue, []
+        for _, future in queue:
+            if not future.done():
+                future.set_exception(ConnectionError())
 
 
 def _kind(error: Exception) -> str:
