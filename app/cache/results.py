@@ -7,6 +7,7 @@ still delivered. What is read back is checked, so that a damaged value is a miss
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from dataclasses import dataclass, fields
 from typing import Any
@@ -92,23 +93,24 @@ class Results:
 
 
 def encode(result: Result) -> bytes:
-    """CRC32 over the rest (4 bytes), length of the record (4 bytes), record as JSON, image."""
+    """CRC32 of the rest but the image (4 bytes), length of the record (4 bytes), record as JSON, image."""
     record = orjson.dumps({name: getattr(result, name) for name in _RECORD})
     length = len(record).to_bytes(4, "big")
-    crc = zlib.crc32(result.image, zlib.crc32(record, zlib.crc32(length)))
+    crc = zlib.crc32(record, zlib.crc32(length))
     return b"".join((crc.to_bytes(4, "big"), length, record, result.image))
 
 
 def decode(value: bytes | None) -> Result | None:
-    """The result in a stored value; None for none and for a damaged one."""
+    """The result in a stored value; None for none and for one whose record or image is damaged."""
     if value is None or len(value) < 8:
         return None
     view = memoryview(value)
-    if zlib.crc32(view[4:]) != int.from_bytes(view[:4], "big"):
-        return None
     end = 8 + int.from_bytes(view[4:8], "big")
+    if zlib.crc32(view[4:end]) != int.from_bytes(view[:4], "big"):
+        return None
     try:
         record: dict[str, Any] = orjson.loads(view[8:end])
-        return Result(image=bytes(view[end:]), **record)
+        result = Result(image=bytes(view[end:]), **record)
     except (ValueError, TypeError):
         return None
+    return result if hashlib.sha256(result.image).hexdigest() == result.sha256 else None
