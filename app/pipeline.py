@@ -13,8 +13,9 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic, perf_counter, time
+from typing import Any
 
-from app.cache.flight import Flight, Flights
+from app.cache.flight import Elsewhere, Flight, Flights
 from app.cache.results import Result, Results, image_id
 from app.domain import policy, pricing
 from app.domain.catalog import Catalog
@@ -22,16 +23,16 @@ from app.domain.fingerprint import fingerprint, scope_secret
 from app.domain.ids import job_id
 from app.domain.job import Ask, Caller, Job
 from app.domain.validate import validate
-from app.errors import GatewayError, Refused
+from app.errors import GatewayError, LedgerUnavailable, Refused
 from app.images.gate import GATE_VERSION, Gate, Plan, inspect
 from app.images.picture import describe
 from app.pictures import Pictures
 from app.prodia.client import Prodia
 from app.prodia.faults import RETRY, Fault, Money, Outcome, public_error
 from app.prodia.retry import Retries, RetryBudget
-from app.prodia.turns import Turns
+from app.prodia.turns import Turn, Turns
 from app.prodia.wire import Call, Completed, Part
-from app.quota.hold import Hold
+from app.quota.hold import Hold, NotLeading
 from app.quota.ledger import Ledger
 from app.quota.refusals import RateState
 from app.store import keys
@@ -132,53 +133,86 @@ class Gateway:
         record.cache = "miss" if keep and control.reuse else "bypass"
         if control.only_if_cached:
             raise GatewayError("not_cached", "There is no stored result for this request.")
-        flight = self.flights.alone(scope, digest)
+        flight, first = self.flights.alone(scope, digest), True
         if request.seed_given:
-            fresh = not (keep and control.reuse)
-            flight, landed = await self.flights.board(scope, digest, fresh=fresh, timeout=until - monotonic())
-            if landed is not None:
-                record.cache = "coalesced"
-                return Delivery(job, landed, "coalesced", plans, keep)
-        work = asyncio.create_task(self._lead(flight, job, plans, until, keep, record))
+            flight, first = self.flights.board(scope, digest)
+        fresh = not (keep and control.reuse)
+        while first or (landed := await self.flights.follow(flight, until - monotonic())) is None:
+            try:
+                return Delivery(
+                    job, await self._led(flight, job, plans, until, keep, fresh, record), "upstream", plans, keep
+                )
+            except Elsewhere:
+                first = False
+        record.cache = "coalesced"
+        return Delivery(job, landed, "coalesced", plans, keep)
+
+    async def _led(self, flight: Flight, *how: Any) -> Result:
+        """Lead in a task of its own: a caller that goes away cancels it only before dispatch, and if nobody follows."""
+        work = asyncio.create_task(self._lead(flight, *how))
         self.at_work.add(work)
         work.add_done_callback(self._done)
         try:
-            return Delivery(job, await asyncio.shield(work), "upstream", plans, keep)
+            return await asyncio.shield(work)
         except asyncio.CancelledError:
             if not flight.committed and not self.flights.followed(flight):
                 work.cancel()
             raise
 
     async def _lead(
-        self, flight: Flight, job: Job, plans: Mapping[str, Plan], until: float, keep: bool, record: Record
+        self, flight: Flight, job: Job, plans: Mapping[str, Plan], until: float, keep: bool, fresh: bool, record: Record
     ) -> Result:
-        """The leader's part: make the input conform, hold the money, buy, store, settle, announce."""
+        """The leader's part: make the input conform, lead the flight, hold the money, buy, store, settle, announce."""
+        turn = self.turns.turn(job.caller.tenant.id, job.caller.tenant.weight, job.type.type)
         try:
             call = await self._call(job, plans)
             record.job_id = job_id()
-            async with Hold(self.ledger, job, record.job_id) as hold:
-                bought, picture = await self._buy(flight, hold, job, call, until, record)
-                where = flight.digest if keep else _claim(record.job_id)
-                result = _result(job, bought, picture, record.job_id, flight.scope, where)
-                ttl = job.caller.tenant.cache.ttl_seconds if keep else keys.CLAIM_S
-                stored = await self.results.store(where, result, ttl)
-                # In this order, in one round trip: the money, then the word to those who wait.
-                await asyncio.gather(
-                    self._settle(hold, job, bought, result),
-                    self.flights.landed(flight, result, where if stored else None),
-                )
-            return result
+            # What is asked of Redis in one turn of the loop travels together: the flight, the money, the place in line.
+            leading = self.flights.join(flight, fresh=fresh)
+            if flight.pooled:
+                await leading
+            if at_once := self.turns.slack and not flight.pooled:
+                turn.ask()
+            for _ in range(2):
+                try:
+                    async with Hold(self.ledger, job, record.job_id, flight.beside_money, at_once=at_once) as hold:
+                        await leading
+                        return await self._make(flight, hold, turn, job, call, until, keep, record)
+                except NotLeading:
+                    await leading  # says where it is led, or that it is led here by now
+            raise LedgerUnavailable("Another replica took this flight over; nothing was dispatched here.")
         except BaseException as error:
             await asyncio.shield(self.flights.failed(flight, error))
             raise
+        finally:
+            turn.leave()
 
-    async def _buy(self, flight: Flight, hold: Hold, job: Job, call: Call, until: float, record: Record) -> Bought:
+    async def _make(
+        self, flight: Flight, hold: Hold, turn: Turn, job: Job, call: Call, until: float, keep: bool, record: Record
+    ) -> Result:
+        """Buy it; the bytes first, then the money, then the word to those who wait."""
+        bought, picture = await self._buy(flight, hold, turn, job, call, until, record)
+        where = flight.digest if keep else _claim(record.job_id or "")
+        result = _result(job, bought, picture, record.job_id or "", flight.scope, where)
+        ttl = job.caller.tenant.cache.ttl_seconds if keep else keys.CLAIM_S
+        stored = await self.results.store(where, result, ttl)
+        await asyncio.gather(  # in this order, in one round trip
+            self._settle(hold, job, bought, result),
+            self.flights.landed(flight, result, where if stored else None),
+        )
+        return result
+
+    async def _buy(
+        self, flight: Flight, hold: Hold, turn: Turn, job: Job, call: Call, until: float, record: Record
+    ) -> Bought:
         """Take a turn, dispatch, call; again while the upstream proves that nothing was billed, within one
         reservation."""
-        retries, tenant = Retries(self.retry_budget), job.caller.tenant
+        retries = Retries(self.retry_budget)
         while True:
             asked = monotonic()
-            async with self.turns.take(tenant.id, tenant.weight, job.type.type, timeout=until - asked):
+            if hold.state == "cleared" and not await turn.soon():
+                await self._unsent(flight, hold)
+            async with turn.taken(timeout=until - asked):
                 record.waited += monotonic() - asked
                 self.metrics.wait.observe(monotonic() - asked)
                 await self._still_allowed(job)
@@ -187,9 +221,7 @@ class Gateway:
                     return await self._attempt(job, call, until - monotonic(), record)
                 except Fault as fault:
                     wait = await self._after(fault, hold, job, retries, until - monotonic(), record)
-                    await hold.retract()
-                    await self.flights.unsent(flight)
-                    flight.committed = False
+                    await self._unsent(flight, hold)
                     self.metrics.retries.labels(fault.outcome).inc()
                     if fault.outcome == "busy":
                         self.turns.pause(job.type.type, wait)
@@ -198,12 +230,19 @@ class Gateway:
     async def _dispatch(self, flight: Flight, hold: Hold) -> None:
         """Acknowledged by Redis before the first byte goes upstream; both marks travel in one round trip."""
         flight.committed = True
+        if hold.state == "cleared":  # with the reservation
+            return await hold.dispatch()
         marks = await asyncio.gather(self.flights.sent(flight), hold.dispatch(), return_exceptions=True)
         if error := next((mark for mark in marks if isinstance(mark, BaseException)), None):
             flight.committed = False
             if hold.state == "dispatching":
                 await hold.refund(reason="unsent")  # acknowledged, but certainly not sent
             raise error
+
+    async def _unsent(self, flight: Flight, hold: Hold) -> None:
+        """Back to reserved, because nothing was sent or nothing billed: a dead leader may be replaced again."""
+        await asyncio.gather(hold.retract(), self.flights.unsent(flight))
+        flight.committed = False
 
     async def _attempt(self, job: Job, call: Call, timeout: float, record: Record) -> Bought:
         began, status = monotonic(), "lost"

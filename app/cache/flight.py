@@ -13,7 +13,7 @@ import json
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from app.cache.results import Result, Results
 from app.errors import Charged, GatewayError, LedgerUnavailable, Refused, UpstreamError
@@ -24,6 +24,10 @@ from app.store.redis import Store, script
 JOIN = script("app.cache", "join")
 MARK = script("app.cache", "mark")
 POLL = 0.05  # seconds between looks at a flight that another process leads
+
+
+class Elsewhere(Exception):
+    """Another replica leads this flight, or it has landed: its callers follow."""
 
 
 class _Lead:
@@ -43,12 +47,25 @@ class Flight:
     fence: str = ""
     committed: bool = False  # true from the moment dispatch is asked for: the job then runs to its end
     waiting: deque[asyncio.Future[Result | _Lead]] = field(default_factory=deque)
+    joining: asyncio.Task[None] | None = None
+    elsewhere: bool = False  # another replica leads it
     watcher: asyncio.Task[None] | None = None
+    ended: Result | GatewayError | None = None
 
     @property
     def key(self) -> tuple[str, str]:
         """Where the flight is found, in this process and in Redis."""
         return (self.scope, self.digest)
+
+    @property
+    def pooled(self) -> bool:
+        """Whether several tenants share it: it then lies under another hash tag than their money."""
+        return self.shared and not self.scope.startswith("t:")
+
+    @property
+    def beside_money(self) -> str | None:
+        """Its key, where it lies under the tenant's own hash tag, so that a reservation can depend on it."""
+        return keys.flight(*self.key) if self.shared and not self.pooled else None
 
 
 class Flights:
@@ -65,28 +82,54 @@ class Flights:
         """A flight that nobody else can join: a request without a seed."""
         return Flight(scope, digest, shared=False)
 
-    async def board(self, scope: str, digest: str, *, fresh: bool, timeout: float) -> tuple[Flight, Result | None]:
-        """Join the flight of a digest: (flight, None) means lead it, (flight, result) means that it has landed.
+    def board(self, scope: str, digest: str) -> tuple[Flight, bool]:
+        """The flight of a digest in this process, and whether the caller is its first: that one joins for all."""
+        flight = self._flights.get((scope, digest))
+        if flight is not None:
+            return flight, False
+        flight = self._flights[scope, digest] = Flight(scope, digest, shared=True)
+        return flight, True
+
+    def join(self, flight: Flight, *, fresh: bool) -> asyncio.Task[None]:
+        """Ask the fleet to lead a flight. The command leaves in this turn of the event loop, before what is asked next.
 
         Args:
             fresh: a landed picture does not count (no-cache); one in the making does.
-            timeout: seconds that this caller is ready to wait as a follower.
+
+        Returns:
+            A task that ends when this process leads, or raises Elsewhere (it follows: `follow`) or LedgerUnavailable.
+        """
+        flight.joining = asyncio.create_task(self._join(flight, dead="", fresh=fresh) if flight.shared else _alone())
+        return flight.joining
+
+    async def follow(self, flight: Flight, timeout: float) -> Result | None:
+        """Wait for a flight that somebody else leads: its picture, or None when it is now this caller's turn to lead.
 
         Raises:
             GatewayError: what the flight ended with, or upstream_timeout at the caller's own deadline.
         """
-        flight = self._flights.get((scope, digest))
-        if flight is None:
-            flight = Flight(scope, digest, shared=True)
-            self._flights[flight.key] = flight
-            found = await self._board_first(flight, fresh)
-            if found is True:
-                return flight, None
-            if isinstance(found, Result):
-                self._land(flight, found)
-                return flight, found
-            flight.watcher = asyncio.create_task(self._watch(flight))
-        return flight, await self._follow(flight, timeout)
+        if isinstance(flight.ended, GatewayError):
+            raise flight.ended
+        if flight.ended is not None:
+            return flight.ended
+        future: asyncio.Future[Result | _Lead] = asyncio.get_running_loop().create_future()
+        flight.waiting.append(future)
+        self._keep_watch(flight)
+        try:
+            async with asyncio.timeout(timeout):
+                outcome = await future
+        except TimeoutError:
+            raise UpstreamError(
+                "upstream_timeout", "The picture was still being made at the deadline.", charged="unknown"
+            ) from None
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None and future.result() is LEAD:
+                await asyncio.shield(self.failed(flight, Refused("overloaded", "The next leader went away.")))
+            raise
+        finally:
+            if future in flight.waiting:
+                flight.waiting.remove(future)
+        return None if isinstance(outcome, _Lead) else outcome
 
     async def sent(self, flight: Flight) -> None:
         """The leader is about to dispatch: from now on nobody takes over. Raises LedgerUnavailable, also when fenced
@@ -107,6 +150,14 @@ class Flights:
     async def failed(self, flight: Flight, error: BaseException) -> None:
         """The leader gives up. What belongs to the request is shared; anything else hands the flight to the next
         follower."""
+        if flight.joining is not None:
+            # A leader that leaves while it asks: the answer still counts for those behind it.
+            await asyncio.wait((flight.joining,))
+            match flight.joining.exception():
+                case Elsewhere():
+                    return self._keep_watch(flight)
+                case LedgerUnavailable() as trouble:
+                    return self._crash(flight, trouble)
         own = not isinstance(error, GatewayError) or isinstance(error, Refused | LedgerUnavailable)
         if own and flight.committed:
             error, own = _lost(), False  # it may have been sent: nobody sends it again
@@ -122,64 +173,28 @@ class Flights:
         """Whether callers of this process wait for the flight."""
         return any(not future.done() for future in flight.waiting)
 
-    async def _follow(self, flight: Flight, timeout: float) -> Result | None:
-        future: asyncio.Future[Result | _Lead] = asyncio.get_running_loop().create_future()
-        flight.waiting.append(future)
-        try:
-            async with asyncio.timeout(timeout):
-                outcome = await future
-        except TimeoutError:
-            raise UpstreamError(
-                "upstream_timeout", "The picture was still being made at the deadline.", charged="unknown"
-            ) from None
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and future.exception() is None and future.result() is LEAD:
-                await asyncio.shield(self.failed(flight, Refused("overloaded", "The next leader went away.")))
-            raise
-        finally:
-            if future in flight.waiting:
-                flight.waiting.remove(future)
-        return None if isinstance(outcome, _Lead) else outcome
-
-    async def _board_first(self, flight: Flight, fresh: bool) -> Result | Literal[True] | None:
-        """The first local caller's join. If it leaves while asking, the answer still counts for those behind it."""
-        joining = asyncio.ensure_future(self._join(flight, dead="", fresh=fresh))
-        try:
-            return await asyncio.shield(joining)
-        except GatewayError as error:
-            self._crash(flight, error)
-            raise
-        except asyncio.CancelledError:
-            await asyncio.wait([joining])
-            if (trouble := joining.exception()) is not None:
-                self._crash(flight, trouble)
-            elif isinstance(found := joining.result(), Result):
-                self._land(flight, found)
-            elif found is None:
-                flight.watcher = asyncio.create_task(self._watch(flight))
-            else:
-                await self.failed(flight, Refused("overloaded", "The first caller went away."))
-            raise
-
-    async def _join(self, flight: Flight, *, dead: str, fresh: bool) -> Result | Literal[True] | None:
-        """True: we lead. A result: it has landed. None: somebody else leads."""
+    async def _join(self, flight: Flight, *, dead: str, fresh: bool) -> None:
         for _ in range(3):
             reply = await self._store.run(
                 JOIN,
                 [keys.flight(*flight.key)],
-                [self._incarnation.id, keys.FLIGHT_MS, dead, int(fresh), int(self._deadline * 1000)],
+                [self._incarnation.id, keys.FLIGHT_MS, dead, int(fresh), int(self._deadline * 1000), flight.digest],
             )
             if reply[0] == b"lead":
                 flight.fence = reply[1].decode()
-                return True
+                return
             if reply[1] != b"done":
-                return None
-            # A picture that must not be reused lies elsewhere: it is for those alone who were aboard when it landed.
-            reusable = reply[3].decode() == flight.digest
-            if reusable and (result := await self._results.find(flight.scope, flight.digest)) is not None:
-                return result
+                break
+            if (result := await self._results.find(flight.scope, flight.digest)) is not None:
+                self._land(flight, result)
+                raise Elsewhere
             fresh = True
-        return None
+        flight.elsewhere = True
+        raise Elsewhere
+
+    def _keep_watch(self, flight: Flight) -> None:
+        if flight.elsewhere and self.followed(flight) and (flight.watcher is None or flight.watcher.done()):
+            flight.watcher = asyncio.create_task(self._watch(flight))
 
     async def _watch(self, flight: Flight) -> None:
         """Follow a flight that another process leads, for everyone in this one who waits for it."""
@@ -201,14 +216,13 @@ class Flights:
                     self._crash(flight, _lost())
                     return
                 if state in (None, b"open", b"done") or (state == b"lead" and not lives):
-                    joined = await self._join(flight, dead=(leader or b"").decode(), fresh=state == b"done")
-                    if isinstance(joined, Result):
-                        self._land(flight, joined)
-                        return
-                    if joined is True:
-                        flight.watcher = None
-                        await self.failed(flight, Refused("overloaded", "Handing over to a follower."))
-                        return
+                    await self._join(flight, dead=(leader or b"").decode(), fresh=state == b"done")
+                    flight.joining, flight.elsewhere = None, False
+                    await self.failed(flight, Refused("overloaded", "Handing over to a follower."))
+                    return
+            except Elsewhere:
+                if flight.ended is not None:
+                    return
             except LedgerUnavailable:
                 continue
         if self._flights.get(flight.key) is flight:
@@ -219,11 +233,12 @@ class Flights:
         return int(now[0]) * 1000 - started_ms > self._deadline * 1000
 
     def _land(self, flight: Flight, result: Result) -> None:
+        flight.ended = result
         self._close(flight, lambda future: future.set_result(result))
 
-    def _crash(self, flight: Flight, error: BaseException) -> None:
-        shared = error if isinstance(error, GatewayError) else LedgerUnavailable()
-        self._close(flight, lambda future: future.set_exception(follower_error(shared)))
+    def _crash(self, flight: Flight, error: GatewayError) -> None:
+        flight.ended = follower_error(error)
+        self._close(flight, lambda future: future.set_exception(follower_error(error)))
 
     def _close(self, flight: Flight, resolve: Callable[[asyncio.Future[Result | _Lead]], None]) -> None:
         if self._flights.get(flight.key) is flight:
@@ -253,6 +268,10 @@ class Flights:
             MARK, [keys.flight(*flight.key)], [self._incarnation.id, flight.fence, state, note, ttl]
         )
         return bool(reply)
+
+
+async def _alone() -> None:
+    """Nobody else can join: there is nobody to ask."""
 
 
 def follower_error(error: GatewayError) -> GatewayError:

@@ -24,6 +24,8 @@ from app.store.redis import Store, script
 
 TURNS = script("app.prodia", "turns")
 POLL = 0.025  # seconds between calls while a want is unmet
+AWAY = 0.1  # seconds between calls while Redis is away
+SOON = 0.05  # seconds that a job which may be sent at once waits for its slot before it says that it has to wait
 THRESHOLD = 10  # failures in a row, over the whole fleet, that open the breaker of a type
 OPEN_MS, OPEN_MAX_MS = 5_000, 60_000
 
@@ -31,10 +33,61 @@ Line = tuple[str, str]  # tenant, job type
 
 
 @dataclass(slots=True)
-class _Want:
+class Want:
+    """One job that waits: `future` ends when it has its slot."""
+
     future: asyncio.Future[None]
     since: float
     weight: int
+
+
+class Turn:
+    """One job's place in line, and then its slot."""
+
+    def __init__(self, turns: Turns, line: Line, weight: int) -> None:
+        self._turns, self._line, self._weight = turns, line, weight
+        self._want: Want | None = None
+
+    def ask(self) -> Want:
+        """Stand in line from now on, although it is not certain yet that the slot will be needed."""
+        self._want = self._want or self._turns.enqueue(self._line, self._weight)
+        return self._want
+
+    async def soon(self) -> bool:
+        """Whether the slot is there, or comes with the exchange that is under way."""
+        if self._want is not None and not self._want.future.done():
+            await asyncio.wait((self._want.future,), timeout=SOON)
+        return self._want is not None and self._want.future.done()
+
+    @asynccontextmanager
+    async def taken(self, *, timeout: float) -> AsyncIterator[None]:
+        """Wait for the slot, hold it for the length of the block. May be entered again, from the end of the line.
+
+        Raises:
+            Refused: upstream_busy, no turn within `timeout` seconds.
+            UpstreamError: upstream_unavailable, the breaker is open.
+            LedgerUnavailable: Redis is away.
+        """
+        want = self.ask()
+        try:
+            if not want.future.done():
+                async with asyncio.timeout(timeout):
+                    await want.future
+            want.future.result()
+        except TimeoutError:
+            text = "No upstream slot came free before the deadline."
+            raise Refused("upstream_busy", text, retry_after=5) from None
+        self._want = None
+        try:
+            yield
+        finally:
+            self._turns.give_back(self._line)
+
+    def leave(self) -> None:
+        """Not needed, or not any more."""
+        if self._want is not None:
+            want, self._want = self._want, None
+            self._turns.withdraw(self._line, want)
 
 
 class Turns:
@@ -54,17 +107,23 @@ class Turns:
         self._total = total
         self._caps = dict(caps)
         self._probe_ms = int(probe_seconds * 1000)
-        self._wants: defaultdict[Line, deque[_Want]] = defaultdict(deque)
+        self._wants: defaultdict[Line, deque[Want]] = defaultdict(deque)
         self._using: Counter[Line] = Counter()
         self._news: list[tuple[str, str, int]] = []
         self._exchange: asyncio.Task[None] | None = None
         self._dirty = False
         self._woken = asyncio.Event()
+        self._slack = False
 
     @property
     def in_use(self) -> int:
         """Slots that this process uses."""
         return self._using.total()
+
+    @property
+    def slack(self) -> bool:
+        """Whether a slot asked for now is likely to be granted at once; only a guess, as of the last call."""
+        return self._slack and not self._wants
 
     @property
     def waiting(self) -> int:
@@ -76,35 +135,34 @@ class Turns:
         """Seconds that the longest waiting job of this process has waited."""
         return max((monotonic() - wants[0].since for wants in self._wants.values() if wants), default=0.0)
 
-    @asynccontextmanager
-    async def take(self, tenant: str, weight: int, job_type: str, *, timeout: float) -> AsyncIterator[None]:
-        """Wait for a slot, hold it for the length of the block.
+    def turn(self, tenant: str, weight: int, job_type: str) -> Turn:
+        """One job's turn; to be taken or left."""
+        return Turn(self, (tenant, job_type), weight)
 
-        Raises:
-            Refused: upstream_busy, no turn within `timeout` seconds.
-            UpstreamError: upstream_unavailable, the breaker is open.
-            LedgerUnavailable: Redis is away.
-        """
-        line = (tenant, job_type)
-        want = _Want(asyncio.get_running_loop().create_future(), monotonic(), weight)
+    def enqueue(self, line: Line, weight: int) -> Want:
+        """A want at the end of its line."""
+        want = Want(asyncio.get_running_loop().create_future(), monotonic(), weight)
         self._wants[line].append(want)
         self._kick()
-        try:
-            async with asyncio.timeout(timeout):
-                await want.future
-        except BaseException as error:
-            if want.future.done() and not want.future.cancelled() and want.future.exception() is None:
-                self._give_back(line)  # granted in the very turn of the loop in which its owner gave up
-            if isinstance(error, TimeoutError):
-                text = "No upstream slot came free before the deadline."
-                raise Refused("upstream_busy", text, retry_after=5) from None
-            raise
-        finally:
-            self._leave(line, want)
-        try:
-            yield
-        finally:
-            self._give_back(line)
+        return want
+
+    def withdraw(self, line: Line, want: Want) -> None:
+        """Leave the line; a slot granted in the meantime goes back."""
+        waiting = self._wants.get(line)
+        if waiting is not None and want in waiting:
+            waiting.remove(want)
+            if not waiting:
+                del self._wants[line]
+            self._kick()  # while Redis believes that it is wanted, its share is kept free
+        if want.future.done() and not want.future.cancelled() and want.future.exception() is None:
+            self.give_back(line)
+
+    def give_back(self, line: Line) -> None:
+        """A slot is free again."""
+        self._using[line] -= 1
+        if not self._using[line]:
+            del self._using[line]
+        self._kick()
 
     def report(self, job_type: str, *, ok: bool) -> None:
         """What an upstream answer says of a type's health: a complete or a caller's-fault answer is ok, silence or a
@@ -126,19 +184,6 @@ class Turns:
             name: "open" if now < gate["until"] else "half_open" for name, gate in gates.items() if gate["until"] > 0
         }
 
-    def _leave(self, line: Line, want: _Want) -> None:
-        waiting = self._wants.get(line)
-        if waiting is not None and want in waiting:
-            waiting.remove(want)
-        if not waiting:
-            self._wants.pop(line, None)
-
-    def _give_back(self, line: Line) -> None:
-        self._using[line] -= 1
-        if not self._using[line]:
-            del self._using[line]
-        self._kick()
-
     def _kick(self) -> None:
         self._dirty = True
         self._woken.set()
@@ -158,9 +203,10 @@ class Turns:
                     for want in wants:
                         if not want.future.done():
                             want.future.set_exception(error)
-                await asyncio.sleep(POLL)
-                self._dirty = bool(self._using)
+                await asyncio.sleep(AWAY)
+                self._dirty = True  # also what is not in use any more has to be said
                 continue
+            self._slack = reply[0] < self._total and len(reply) == 1 + sum(item[0] == b"slot" for item in reply[1:])
             self._deliver(reply[1:])
             if self.waiting and not self._dirty:
                 self._woken.clear()
@@ -198,6 +244,8 @@ class Turns:
         waiting = self._wants.get(line, deque())
         while waiting:
             want = waiting.popleft()
+            if not waiting:
+                del self._wants[line]
             if not want.future.done():
                 self._using[line] += 1
                 want.future.set_result(None)

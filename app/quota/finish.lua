@@ -10,7 +10,7 @@
 -- ARGV[1] id  ARGV[2] SETTLED | REFUNDED | AMBIGUOUS  ARGV[3] paid (micro-dollars; for SETTLED)
 -- ARGV[4] fence to match, or "" for any  ARGV[5] states it may come from, comma-separated
 -- ARGV[6] who: owner | reaper | reconcile   ARGV[7] JSON of further row fields
--- ARGV[8] tombstone in ms
+-- ARGV[8] tombstone in ms   ARGV[9] 1: certainly not sent, though DISPATCHING was acknowledged; no image counts
 -- Returns {"done", seq, delta, state it came from}   this call made the transition; delta = change of the spent dollars
 --      or {"already", seq, state}                    an earlier call made the same transition
 --      or {"state", state or ""}                     not allowed from this state; nothing was changed
@@ -45,7 +45,7 @@ for i, window in ipairs(windows) do
   local name, add = KEYS[5 + places + i], window[2]
   if redis.call('EXISTS', name) == 1 then
     local spent = charge - was
-    if window[3] == 'img' then spent = state == 'DISPATCHING' and add or 0 end
+    if window[3] == 'img' then spent = state == 'DISPATCHING' and ARGV[9] ~= '1' and add or 0 end
     if outstanding then redis.call('HINCRBY', name, 'reserved', int(-add)) end
     if spent ~= 0 then redis.call('HINCRBY', name, 'spent', int(spent)) end
   end

@@ -27,17 +27,30 @@ DISPATCH = script("app.quota", "dispatch")
 RETRACT = script("app.quota", "retract")
 
 
-class Hold:
-    """One reservation: RESERVED -> DISPATCHING -> SETTLED | REFUNDED | AMBIGUOUS."""
+class NotLeading(Exception):
+    """Another process leads the flight that the reservation was for: nothing was reserved."""
 
-    def __init__(self, ledger: Ledger, job: Job, job_id: str) -> None:
+
+class Hold:
+    """One reservation: RESERVED -> DISPATCHING -> SETTLED | REFUNDED | AMBIGUOUS.
+
+    Args:
+        if_leading: key of a flight under the tenant's hash tag; reserve only while this process leads it.
+        at_once: acknowledge the dispatch in the same step, because a slot is believed to be free; the state is then
+            `cleared`: nothing was sent, and nothing but `dispatch` is needed to send it. `retract` takes it back.
+    """
+
+    def __init__(
+        self, ledger: Ledger, job: Job, job_id: str, if_leading: str | None = None, *, at_once: bool = False
+    ) -> None:
+        self._if_leading, self._at_once = if_leading, at_once
         self._ledger = ledger
         self._job = job
         self.id = "res_" + secrets.token_hex(12)
         self._tenant = job.caller.tenant
         self._fence = 0
         self._taken: tuple[str, ...] = ()
-        self.state: Literal["new", "reserved", "dispatching", "ended"] = "new"
+        self.state: Literal["new", "reserved", "cleared", "dispatching", "ended"] = "new"
         self.remaining: dict[str, int] = {}
         self.facts: dict[str, Any] = {
             "job": job_id,
@@ -84,15 +97,19 @@ class Hold:
                     ],
                     "keep": keys.WINDOW_KEEP_S, "facts": self.facts,
                 }  # fmt: skip
+                if self._if_leading:
+                    ask["leader"] = ledger.owner
+                if self._at_once:
+                    ask["at_once"] = True
                 reply = await self._ask(
                     RESERVE,
                     [keys.ledger(tenant.id), keys.reservation(tenant.id, self.id), keys.outstanding(tenant.id),
-                     keys.key(tenant.id, job.caller.key_id), *taken],
+                     keys.key(tenant.id, job.caller.key_id), *taken, *filter(None, (self._if_leading,))],
                     [json.dumps(ask)],
                 )  # fmt: skip
                 match reply[0]:
                     case b"ok":
-                        self._taken, self.state = tuple(taken), "reserved"
+                        self._taken, self.state = tuple(taken), "cleared" if self._at_once else "reserved"
                         ledger.epoch.saw(tenant.id, reply[1])
                         self.remaining = {
                             f"{cap.kind}-{cap.per}": int(left) for cap, left in zip(found, reply[2:], strict=False)
@@ -113,11 +130,19 @@ class Hold:
                         raise cap_refusal(cap, spans[cap.per], int(reply[2]), int(reply[3]), add, ledger.now())
                     case b"key":
                         raise key_refusal(reply[1])
+                    case b"follow":
+                        raise NotLeading
                     case b"epoch":
                         await ledger.epoch.mismatch(tenant.id, reply[1])
                     case _:
                         break
             raise LedgerUnavailable()
+        except LedgerUnavailable:
+            if self._at_once:  # it may stand there as dispatched, and certainly was not sent
+                self._taken, self.state = tuple(taken), "cleared"
+                ledger.unwritten[self.id] = self._finish("REFUNDED", "RESERVED,DISPATCHING", 0, {"reason": "unsent"})
+            ledger.active.discard(self.id)
+            raise
         except BaseException:
             # Whether it was reserved may be unknown: the reaper sees an id of ours that nobody works on, and gives it
             # back.
@@ -131,6 +156,9 @@ class Hold:
             Refused: the key was revoked or has expired meanwhile.
             LedgerUnavailable: not acknowledged; the job must not be sent.
         """
+        if self.state == "cleared":
+            self.state = "dispatching"
+            return
         tenant = self._tenant.id
         reply = await self._ask(
             DISPATCH,
@@ -151,7 +179,8 @@ class Hold:
                 raise LedgerUnavailable("This job's reservation was reaped meanwhile; nothing was dispatched.")
 
     async def retract(self) -> None:
-        """Back to RESERVED after an answer that proves that nothing was billed. Raises LedgerUnavailable."""
+        """Back to RESERVED: not sent after all, or an answer proves that nothing was billed. Raises
+        LedgerUnavailable."""
         tenant = self._tenant.id
         reply = await self._ask(
             RETRACT,
@@ -187,20 +216,15 @@ class Hold:
             await asyncio.shield(self.refund(reason="left"))
 
     async def _end(self, end: End, sources: str, paid: int, row: Mapping[str, Any]) -> str:
+        call = self._finish(end, sources, paid, row)
         self.state = "ended"
-        call = Finish(
-            self._tenant.id,
-            self.id,
-            self._taken,
-            end,
-            paid,
-            "",
-            sources,
-            "owner",
-            self.facts | dict(row),
-            self._job.price,
-        )
         return await self._ledger.finish(call)
+
+    def _finish(self, end: End, sources: str, paid: int, row: Mapping[str, Any]) -> Finish:
+        return Finish(
+            self._tenant.id, self.id, self._taken, end, paid, "", sources, "owner", self.facts | dict(row),
+            self._job.price, unsent=self.state == "cleared",
+        )  # fmt: skip
 
     async def _ask(self, script: Script, names: list[str], args: list[Any]) -> Any:
         """Ask a script that is idempotent by id once more when its reply was lost, and only then give up."""

@@ -54,6 +54,7 @@ class Finish:
     by: str
     row: Mapping[str, Any]
     amount: int
+    unsent: bool = False
 
     @classmethod
     def from_record(
@@ -202,6 +203,7 @@ class Ledger:
                     call.by,
                     json.dumps(dict(call.row)),
                     keys.TOMBSTONE_MS,
+                    int(call.unsent),
                 ],
             )
         except LedgerUnavailable:

@@ -2,13 +2,15 @@
 -- Idempotent by reservation id. Reads all, decides for all, writes all.
 --
 -- KEYS[1] ledger(tenant)  KEYS[2] reservation  KEYS[3] outstanding(tenant)  KEYS[4] key(tenant, key id)
--- KEYS[5 .. 4+C] concurrency sets, then W window hashes
+-- KEYS[5 .. 4+C] concurrency sets, then W window hashes, then with `leader` the flight
 -- ARGV[1] JSON {id, owner, digest, epoch, mark, amount, spans: [[per, start, end] ...], conc: [cap ...],
---               limits: [[cap, add, span index, kind: usd | img] ...], keep: seconds a window outlives its end, facts: {...}}
+--               limits: [[cap, add, span index, kind: usd | img] ...], keep: seconds a window outlives its end, facts: {...},
+--               leader: who must lead the flight, if it has one, at_once: RESERVED and DISPATCHING in one step}
 -- Returns {"ok", seq, remaining_1 ...}          held (or was held already by this id)
 --      or {"span", per, start, end, now_s}      the caller's idea of a window is not the open one; ask again with this
 --      or {"conc", index}                       concurrency cap of that set is reached
 --      or {"limit", index, spent, reserved}     that window has no room
+--      or {"follow"}                            somebody else leads the flight: nothing to hold
 --      or {"key", reason} | {"epoch", epoch, seq} | {"state", state}
 local ask = cjson.decode(ARGV[1])
 local time = redis.call('TIME')
@@ -20,8 +22,14 @@ local found = redis.call('HMGET', KEYS[1], 'epoch', 'seq')
 local seq = tonumber(found[2] or '0')
 if found[1] ~= ask.epoch or seq < ask.mark then return {'epoch', found[1] or '', int(seq)} end
 
+if ask.leader then
+  local flight = redis.call('HMGET', KEYS[#KEYS], 'state', 'leader')
+  if (flight[1] ~= 'lead' and flight[1] ~= 'sent') or flight[2] ~= ask.leader then return {'follow'} end
+end
+
+local target = ask.at_once and 'DISPATCHING' or 'RESERVED'
 local state = redis.call('HGET', KEYS[2], 'state')
-if state == 'RESERVED' then return {'ok', int(seq)} end
+if state == target then return {'ok', int(seq)} end
 if state then return {'state', state} end
 
 local key = redis.call('HMGET', KEYS[4], 'd:' .. ask.digest, 'revoked', 'expires')
@@ -71,13 +79,15 @@ for i = 1, places do
   redis.call('SADD', KEYS[4 + i], ask.id)
   taken[i] = KEYS[4 + i]
 end
-local facts = {'state', 'RESERVED', 'fence', '0', 'owner', ask.owner, 'amount', int(ask.amount), 'created', int(now_ms),
+local facts = {'state', target, 'fence', '0', 'owner', ask.owner, 'amount', int(ask.amount), 'created', int(now_ms),
   'windows', cjson.encode(held), 'places', cjson.encode(taken)}
 for name, value in pairs(ask.facts) do
   facts[#facts + 1] = name
   facts[#facts + 1] = value
 end
 redis.call('HSET', KEYS[2], unpack(facts))
+if ask.at_once then redis.call('HSET', KEYS[2], 'dispatched', int(now_ms)) end
+if ask.at_once and ask.leader then redis.call('HSET', KEYS[#KEYS], 'state', 'sent', 'started', int(now_ms)) end
 redis.call('ZADD', KEYS[3], int(now_ms), ask.id)
 seq = redis.call('HINCRBY', KEYS[1], 'seq', 1)
 return {'ok', int(seq), unpack(remaining)}
