@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from app.cache.flight import Flights
 from app.cache.results import Results
 from app.domain import catalog as catalogue
+from app.domain import guidance
 from app.domain.ids import request_id
 from app.domain.tenant import Tenant
 from app.errors import GatewayError
@@ -112,6 +113,7 @@ def create_app(
     keyring = Keyring(ledger_store, pepper)
     gateway = Gateway(
         catalog=catalog,
+        guidance=guidance.load(),
         tenants=tenants,
         keyring=keyring,
         ledger=ledger,
@@ -188,7 +190,7 @@ def _listener(gateway: Gateway, health: Health, *, ops: bool = False) -> FastAPI
     if ops:
         app.include_router(ops_surface.router)
         made = app.openapi
-        app.openapi = lambda: complete(made(), gateway.catalog)  # type: ignore[method-assign]
+        app.openapi = lambda: complete(made(), gateway.catalog, gateway.guidance.auto.order)  # type: ignore[method-assign]
     app.add_exception_handler(GatewayError, on_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(Exception, on_crash)

@@ -17,9 +17,10 @@ from typing import Any
 
 from app.cache.flight import Elsewhere, Flight, Flights
 from app.cache.results import Result, Results, image_id
-from app.domain import policy, pricing
+from app.domain import auto, policy, pricing
 from app.domain.catalog import Catalog
 from app.domain.fingerprint import fingerprint, scope_secret
+from app.domain.guidance import Guidance
 from app.domain.ids import job_id
 from app.domain.job import Ask, Caller, Job
 from app.domain.validate import validate
@@ -87,6 +88,7 @@ class Gateway:
     """One process's walk; every part is handed in by the composition root."""
 
     catalog: Catalog
+    guidance: Guidance
     tenants: Tenants
     keyring: Keyring
     ledger: Ledger
@@ -118,7 +120,7 @@ class Gateway:
     async def submit(self, caller: Caller, ask: Ask, control: Control, record: Record) -> Delivery:
         """From what a caller wrote to a finished picture. Raises GatewayError; nothing is charged unless it says so."""
         until = monotonic() + self.deadline - (perf_counter() - record.began)
-        request = validate(ask, self.catalog)
+        request = validate(await self._chosen(caller, ask), self.catalog)
         record.operation, record.variant = request.job_type.operation, request.job_type.variant
         job = policy.apply(caller, request)
         record.safety_action = job.safety.action
@@ -158,6 +160,13 @@ class Gateway:
             if not flight.committed and not self.flights.followed(flight):
                 work.cancel()
             raise
+
+    async def _chosen(self, caller: Caller, ask: Ask) -> Ask:
+        """The ask with `auto` replaced by a variant; what is left of the budgets is only read where it matters."""
+        if not auto.asked(ask):
+            return ask
+        options = auto.options(caller, ask, self.catalog, self.guidance)
+        return auto.pick(options, await self.ledger.left(caller, options.user) if len(options.prices) > 1 else None)
 
     async def _lead(
         self, flight: Flight, job: Job, plans: Mapping[str, Plan], until: float, keep: bool, fresh: bool, record: Record

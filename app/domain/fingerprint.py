@@ -14,7 +14,7 @@ from app.domain.job import Job
 
 # Fields of Request that change pixels, and those that do not.
 INCLUDED = ("job_type", "parameters", "seed", "output", "fit", "uploads", "safety_asked")
-LEFT_OUT = ("seed_given", "response_format", "user", "tags")
+LEFT_OUT = ("seed_given", "response_format", "user", "tags", "given", "chosen")
 
 
 def scope_secret(pepper: bytes, scope: str) -> bytes:

@@ -26,19 +26,30 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """The variant that `auto` stands for in one request, and why."""
+
+    variant: str
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
-    """What a surface read. `textual` fields came from a form and are text; `uploads` go by input name."""
+    """What a surface read. `textual` fields came from a form and are text; `uploads` go by input name. `chosen` is set
+    once `auto` has become a variant."""
 
     operation: str
     fields: Mapping[str, Any]
     uploads: Mapping[str, Upload] = field(default_factory=dict)
     textual: bool = False
     accepted_format: str | None = None
+    chosen: Choice | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that the catalogue allows. `parameters` are effective: the caller's values over the defaults."""
+    """A request that the catalogue allows. `parameters` are effective: the caller's values over the defaults; `given`
+    names the fields that the caller wrote."""
 
     job_type: JobType
     parameters: Mapping[str, Any]
@@ -51,6 +62,8 @@ class Request:
     tags: tuple[str, ...]
     uploads: Mapping[str, Upload]
     safety_asked: int | None
+    given: frozenset[str]
+    chosen: Choice | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from app.domain.job import Ask, Request
 from app.errors import InvalidRequest
 
 DEFAULT_VARIANT = "pro"
+AUTO = "auto"  # `domain.auto` puts a variant in its place before a request is validated
 MAX_TAGS = 8
 MAX_TAG_LENGTH = 32
 MAX_USER_LENGTH = 128
@@ -29,9 +30,9 @@ def validate(ask: Ask, catalog: Catalog) -> Request:
     job_type = _job_type(ask, catalog)
     output = _choice(ask, "output_format", OUTPUT_FORMATS) or ask.accepted_format or "jpeg"
     for name in ask.fields:
-        unknown = name not in ENVELOPE and name not in job_type.parameters
-        if unknown or (name == "fit" and not job_type.inputs):
-            raise _unknown(name, ask, job_type, catalog)
+        foreign = name not in ENVELOPE and name not in job_type.parameters
+        if foreign or (name == "fit" and not job_type.inputs):
+            raise unknown(name, ask, job_type, catalog)
     parameters = _parameters(ask, job_type, output)
     for rule in job_type.inputs:
         if rule.name not in ask.uploads:
@@ -57,6 +58,8 @@ def validate(ask: Ask, catalog: Catalog) -> Request:
         tags=_tags(ask.fields["tags"]) if "tags" in ask.fields else (),
         uploads=ask.uploads,
         safety_asked=asked,
+        given=frozenset(ask.fields),
+        chosen=ask.chosen,
     )
 
 
@@ -66,9 +69,9 @@ def _job_type(ask: Ask, catalog: Catalog) -> JobType:
     found = catalog.find(ask.operation, variant) if isinstance(variant, str) else None
     if found is None:
         raise InvalidRequest(
-            f"`variant` must be one of {', '.join(variants)} for {ask.operation}.",
+            f"`variant` must be one of {', '.join((*variants, AUTO))} for {ask.operation}.",
             field="variant",
-            choices=list(variants),
+            choices=[*variants, AUTO],
         )
     return found
 
@@ -101,7 +104,8 @@ def _one_spelling(number: int | float) -> int | float:
     return int(number) if abs(number) < 2**53 and number == int(number) else float(number)
 
 
-def _unknown(name: str, ask: Ask, job_type: JobType, catalog: Catalog) -> InvalidRequest:
+def unknown(name: str, ask: Ask, job_type: JobType, catalog: Catalog) -> InvalidRequest:
+    """Why a field cannot be given with this job type, with the variants or the operation that have it."""
     shown = name[:64]
     if variants := catalog.having(ask.operation, name):
         return InvalidRequest(

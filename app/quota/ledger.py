@@ -233,6 +233,16 @@ class Ledger:
             for cap, value in zip(found, values, strict=True)
         ]
 
+    async def left(self, caller: Caller, user: str | None) -> int | None:
+        """Micro-dollars that the tightest of a caller's budgets still pays for; None where there is no budget.
+
+        Raises LedgerUnavailable. By the time of a reservation it may be less.
+        """
+        if not any(cap.kind == "usd" for cap in caps(caller, user)):
+            return None
+        found = await self.usage(caller, user)
+        return min(int(cap["remaining_micro_usd"]) for cap in found if cap["kind"] == "budget")
+
 
 def window_key(tenant: str, cap: Cap, spans: Mapping[Per, tuple[int, int]]) -> str:
     """The counter of a cap in the open window."""

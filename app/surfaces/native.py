@@ -22,6 +22,7 @@ from starlette.responses import Response
 
 from app.cache.results import Result
 from app.domain import policy
+from app.domain.advice import advise
 from app.domain.job import Ask, Caller
 from app.domain.pricing import usd
 from app.domain.tenant import Limits
@@ -226,7 +227,9 @@ def _delivery_headers(delivery: Delivery) -> dict[str, str]:
     result, safety = delivery.result, delivery.job.safety
     applied = "none" if safety.applied is None else safety.applied  # none: the variant has no such parameter
     decided = {"applied": applied, "ceiling": safety.ceiling, "requested": safety.requested}
-    return {
+    chosen = delivery.job.request.chosen
+    told = {"Gateway-Auto": f'{chosen.variant}; because="{chosen.because}"'} if chosen else {}
+    return told | {
         "Gateway-Job-Id": result.job_id,
         "Gateway-Seed": str(result.seed),
         "Gateway-Variant": result.variant,
@@ -265,9 +268,11 @@ def _document(delivery: Delivery, gateway: Gateway, request_id: str) -> dict[str
         "safety": asdict(safety),
         "image": picture,
         "cost": {"micro_usd": delivery.cost, "usd": usd(delivery.cost), "saved_micro_usd": delivery.saved},
-        "advice": [],
+        "advice": advise(job, gateway.catalog, gateway.guidance),
         "request_id": request_id,
     }  # fmt: skip
+    if job.request.chosen:
+        body["auto"] = asdict(job.request.chosen)
     inputs = {
         name: {
             "sha256": delivery.digests[name], "width": plan.width, "height": plan.height, "fitted": plan.fitted,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from app.domain.catalog import OUTPUT_FORMATS, Catalog
-from app.domain.validate import MAX_TAG_LENGTH, MAX_TAGS, MAX_USER_LENGTH
+from app.domain.validate import AUTO, MAX_TAG_LENGTH, MAX_TAGS, MAX_USER_LENGTH
 from app.errors import CODES
 
 _PICTURE = {
@@ -99,14 +99,17 @@ def me() -> dict[str, Any]:
     return _read({"application/json": {"schema": {"type": "object", "required": ["object", "tenant", "limits"]}}})
 
 
-def complete(schema: dict[str, Any], catalog: Catalog) -> dict[str, Any]:
-    """Put the catalogue's own request schemas, the error document and the key into a finished OpenAPI document."""
+def complete(schema: dict[str, Any], catalog: Catalog, auto: tuple[str, ...]) -> dict[str, Any]:
+    """Put the catalogue's own request schemas, the error document and the key into a finished OpenAPI document.
+
+    `auto` are the variants that `variant: auto` chooses from.
+    """
     components = schema.setdefault("components", {})
     components.setdefault("schemas", {}).update(
         {
-            "Generate": _body(catalog, "generate", form=False),
-            "Edit": _body(catalog, "edit", form=False),
-            "EditForm": _body(catalog, "edit", form=True),
+            "Generate": _body(catalog, "generate", auto, form=False),
+            "Edit": _body(catalog, "edit", auto, form=False),
+            "EditForm": _body(catalog, "edit", auto, form=True),
             "Result": RESULT,
             "Problem": PROBLEM,
         }
@@ -119,14 +122,14 @@ def complete(schema: dict[str, Any], catalog: Catalog) -> dict[str, Any]:
     return schema
 
 
-def _body(catalog: Catalog, operation: str, *, form: bool) -> dict[str, Any]:
-    """One alternative per variant: exactly its fields, and nothing else."""
+def _body(catalog: Catalog, operation: str, auto: tuple[str, ...], *, form: bool) -> dict[str, Any]:
+    """One alternative per variant: exactly its fields, and nothing else. `auto` goes with the fields of any of them."""
     alternatives = []
     for (found, variant), job in catalog.enabled.items():
         if found != operation:
             continue
         properties: dict[str, Any] = {
-            "variant": {"type": "string", "enum": [variant]},
+            "variant": {"type": "string", "enum": [variant, AUTO] if variant in auto else [variant]},
             "output_format": {"type": "string", "enum": list(OUTPUT_FORMATS)},
             "fit": {"type": "string", "enum": ["auto", "strict"]},
             "response_format": {"type": "string", "enum": ["url", "b64_json"]},
@@ -154,7 +157,7 @@ def _body(catalog: Catalog, operation: str, *, form: bool) -> dict[str, Any]:
                 "additionalProperties": False,
             }
         )
-    return {"oneOf": alternatives}
+    return {"anyOf": alternatives}
 
 
 def _route(operation: str, content: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import yaml
 
 from app.cli import cli
 from app.domain import catalog as catalogue
-from app.domain import tenants_file
+from app.domain import guidance, tenants_file
 from app.errors import CODES
 from app.main import offered
 from app.prodia.faults import MONEY, RETRY
@@ -154,6 +154,19 @@ def test_every_call_of_sandbox_and_gateway_is_documented() -> None:
         for route in router.routes:
             path = re.sub(r"\{\w+\}", "{id}", route.path)  # type: ignore[attr-defined]
             assert re.search(re.escape(path) + r"[`\" ?]", README) or f"8081{path}" in README, path
+
+
+def test_every_rule_of_auto_and_advice_is_documented() -> None:
+    """The two tables are the rules, in their order, with the figures of their conditions."""
+    rules = guidance.load()
+    picks = [(named(row[0])[0], row[1]) for row in table("Auto picks")]
+    assert [variant for variant, _ in picks] == [rule.variant for rule in rules.auto.rule]
+    advice = [(named(row[0])[0], row[1]) for row in table("Advice")]
+    assert [code for code, _ in advice] == [rule.code for rule in rules.advice.rule]
+    for rule, (_, text) in zip((*rules.auto.rule, *rules.advice.rule), (*picks, *advice), strict=True):
+        figures = rule.model_dump(include={"min_words", "max_words", "min_changes", "min_applied"}, exclude_none=True)
+        assert all(re.search(rf"\b{figure}\b", text) for figure in figures.values()), text
+        assert {*rule.given, *rule.absent} <= set(named(text)), text
 
 
 def test_the_outcome_table_is_the_policy_in_force() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.domain.catalog import load
 from app.domain.fingerprint import INCLUDED, LEFT_OUT, fingerprint, scope_secret
-from app.domain.job import Job, Request
+from app.domain.job import Choice, Job, Request
 from app.domain.policy import apply
 from app.domain.tenant import KeyPolicy, Limits, SafetyRule
 from app.domain.upload import Upload
@@ -216,6 +216,8 @@ CHANGES: dict[str, Any] = {
     "response_format": "b64_json",
     "user": "ada",
     "tags": ("spring",),
+    "given": frozenset({"prompt", "seed"}),
+    "chosen": Choice("pro", "because"),
 }
 
 

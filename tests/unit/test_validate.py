@@ -138,7 +138,7 @@ def test_a_variant_that_generate_does_not_offer_is_refused_with_those_it_does(va
     with pytest.raises(InvalidRequest) as caught:
         validate(replace(ask(), fields={"prompt": "a boat", "variant": variant}), CATALOG)
     assert caught.value.field == "variant"
-    assert caught.value.extra["choices"] == ["pro", "max"]
+    assert caught.value.extra["choices"] == ["pro", "max", "auto"]
 
 
 def test_a_field_of_another_variant_names_the_variants_that_have_it() -> None:
