@@ -27,7 +27,7 @@ from app.health import VolatileLedger
 from app.main import load_catalog, offered
 from app.quota import epoch
 from app.quota.epoch import NoLedger
-from app.sandbox import FaultError, SandboxConfig, load_faults, serve_sandbox
+from app.sandbox import FaultError, SandboxConfig, load_scenario, serve_sandbox, switched
 from app.serve import DEMO, pepper_of, run
 from app.settings import LedgerSettings, Settings, address
 from app.store.embedded import Embedded
@@ -74,20 +74,26 @@ def sandbox(
     listen: Annotated[str, typer.Option(help="host:port")] = "127.0.0.1:8089",
     token: Annotated[str, typer.Option(help="The bearer token it accepts.")] = "sandbox-token",  # noqa: S107
     bill: Annotated[Path | None, typer.Option(help="File of the bill, one JSON line per billed job.")] = None,
-    time_scale: Annotated[float, typer.Option(help="A job's typical time times this.")] = 1.0,
-    faults: Annotated[Path | None, typer.Option(help="Fault script, TOML or JSON.")] = None,
-    bill_failures: Annotated[bool, typer.Option(help="Bill failed and moderated jobs too.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the faults' draws.")] = 0,
-    picture: Annotated[str, typer.Option(help="full, or small for load tests.")] = "full",
+    faults: Annotated[Path | None, typer.Option(help="Faults and switches, TOML or JSON.")] = None,
+    time_scale: Annotated[float | None, typer.Option(help="A job's typical time times this.")] = None,
+    bill_failures: Annotated[bool | None, typer.Option(help="Bill failed and moderated jobs too.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the faults' draws.")] = None,
+    picture: Annotated[str | None, typer.Option(help="full, or small for load tests.")] = None,
     picture_bytes: Annotated[int | None, typer.Option(help="Pad pictures to this size.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any switch, such as unknown_type_status=429; may be repeated.")
+    ] = None,
 ) -> None:
     """Run the stand-in for Prodia alone, as a server of its own."""
     try:
         host, port = address(listen)
-        config = SandboxConfig(
-            token=token, bill_path=bill, time_scale=time_scale, bill_failures=bill_failures, seed=seed,
-            faults=load_faults(faults) if faults else (), picture=picture, picture_bytes=picture_bytes,  # type: ignore[arg-type]
-        )  # fmt: skip
+        config = SandboxConfig(token=token, bill_path=bill)
+        if faults is not None:
+            config = load_scenario(config, faults)
+        given = {"time_scale": time_scale, "bill_failures": bill_failures, "seed": seed, "picture": picture,
+                 "picture_bytes": picture_bytes}  # fmt: skip
+        options = {name: value for name, value in given.items() if value is not None}
+        config = switched(config, options | dict(_switch(text) for text in settings or ()))
         _loop(
             serve_sandbox(config, host=host, port=port, ready=lambda url: print(f"sandbox ready at {url}", flush=True))
         )
@@ -283,6 +289,15 @@ def _words(option: str, text: str | None, known: set[str]) -> tuple[str, ...] | 
     if unknown := [word for word in words if word not in known]:
         _fail(f"{option}: {unknown[0][:64]!r} is not one of {', '.join(sorted(known))}")
     return words
+
+
+def _switch(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, where the value is JSON or else a plain word."""
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _checked(work: Callable[[], T]) -> T:

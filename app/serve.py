@@ -23,13 +23,14 @@ from pydantic import SecretStr
 from app.domain.tenant import Budget, ImageQuota, KeyPolicy, Limits, Rate, Safety, SafetyRule, Tenant
 from app.main import Application, create_app
 from app.quota import epoch
-from app.sandbox import SandboxConfig, load_faults, serve_sandbox
+from app.sandbox import SandboxConfig, load_scenario, serve_sandbox, switched
 from app.settings import Settings, address
 from app.store.embedded import Embedded
 from app.store.redis import Store
 from app.telemetry.access import App
 from app.tenants import Keyring
 
+ADDRESS = "sandbox-url"  # in the data directory: where the stand-in of the gateway that runs there listens
 DEMO = Tenant(
     id="demo",
     name="Demo",
@@ -64,11 +65,13 @@ class SandboxParts:
     task: asyncio.Task[None]
     stop: asyncio.Event
     url: str
+    address: Path
 
     async def close(self) -> None:
         """Stop both."""
         self.stop.set()
         await self.task
+        self.address.unlink(missing_ok=True)
         if self.embedded is not None:
             await asyncio.to_thread(self.embedded.stop)
 
@@ -156,6 +159,8 @@ def _listener(app: App) -> _Listener:
 async def _sandbox(settings: Settings) -> SandboxParts:
     """Start what the sandbox needs and point the settings at it."""
     data_dir = settings.gateway_data_dir
+    token = secrets.token_hex(16)
+    config = _stand_in(settings, token)
     embedded = None
     if settings.redis_url is None:
         embedded = Embedded(data_dir)
@@ -167,23 +172,33 @@ async def _sandbox(settings: Settings) -> SandboxParts:
         settings.gateway_listen = (
             "127.0.0.1:8080"  # the demo key is on the screen: other machines are let in only when asked
         )
-    token = secrets.token_hex(16)
     settings.prodia_token = SecretStr(token)
     url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
-    config = SandboxConfig(
-        token=token,
-        bill_path=data_dir / "bill.jsonl",
-        time_scale=settings.gateway_sandbox_time_scale,
-        faults=load_faults(settings.gateway_sandbox_faults) if settings.gateway_sandbox_faults else (),
-    )
-    task = asyncio.create_task(serve_sandbox(config, ready=url.set_result, stop=stop))
+    host, port = address(settings.gateway_sandbox_listen)
+    task = asyncio.create_task(serve_sandbox(config, host=host, port=port, ready=url.set_result, stop=stop))
     await asyncio.wait((task, url), return_when=asyncio.FIRST_COMPLETED)
     if not url.done():
-        await task
-        raise OSError("the sandbox upstream did not start")
+        if embedded is not None:
+            await asyncio.to_thread(embedded.stop)
+        error = task.exception()
+        if isinstance(error, OSError) and error.filename is None:
+            raise OSError(f"cannot listen on {settings.gateway_sandbox_listen}: {error.strerror}") from None
+        raise error if isinstance(error, OSError) else OSError(str(error))
     settings.prodia_base_url = url.result() + "/v2"
-    return SandboxParts(embedded, task, stop, url.result())
+    (data_dir / ADDRESS).write_text(url.result() + "\n")
+    return SandboxParts(embedded, task, stop, url.result(), data_dir / ADDRESS)
+
+
+def _stand_in(settings: Settings, token: str) -> SandboxConfig:
+    """How the stand-in behaves: its file, and over that the settings. Raises FaultError, OSError."""
+    data_dir, file = settings.gateway_data_dir, settings.gateway_sandbox_faults
+    config = SandboxConfig(token=token, bill_path=data_dir / "bill.jsonl")
+    if file is not None:
+        config = load_scenario(config, file)
+    if file is None or "gateway_sandbox_time_scale" in settings.model_fields_set:
+        config = switched(config, {"time_scale": settings.gateway_sandbox_time_scale})
+    return config
 
 
 def pepper_of(data_dir: Path) -> str:
@@ -222,5 +237,6 @@ The key of the tenant `demo`, shown once: {key}
   curl -s {url}/v1/edit {auth} -F image=@first.jpg -F prompt='make the sky stormy' -o stormy.jpg
   curl -s {url}/v1/me {auth}
 
-The sandbox's bill is at {upstream}/sandbox/bill, and faults are set at {upstream}/sandbox/faults.
+The sandbox's bill is at {upstream}/sandbox/bill, and faults are set at {upstream}/sandbox/faults. Its address is
+also in the file {settings.gateway_data_dir / ADDRESS}.
 """

@@ -114,7 +114,12 @@ class Settings(BaseSettings):
     gateway_sandbox_time_scale: float = Field(
         default=1.0, ge=0, le=100, description="Sandbox only: a job's typical time times this."
     )
-    gateway_sandbox_faults: Path | None = Field(default=None, description="Sandbox only: a fault script, TOML or JSON.")
+    gateway_sandbox_faults: Path | None = Field(
+        default=None, description="Sandbox only: faults and switches of the stand-in, TOML or JSON."
+    )
+    gateway_sandbox_listen: str = Field(
+        default="127.0.0.1:0", description="Sandbox only: where the stand-in listens, host:port; 0 is a free port."
+    )
 
     @model_validator(mode="after")
     def _sound(self) -> Settings:
@@ -137,7 +142,7 @@ class Settings(BaseSettings):
         loopback = re.match(r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?(/|$)", self.prodia_base_url)
         if not loopback and not re.match(r"https://[^/@\s]+", self.prodia_base_url):
             raise ValueError("PRODIA_BASE_URL must be https, or http on loopback")
-        for name in ("gateway_listen", "gateway_ops_listen"):
+        for name in ("gateway_listen", "gateway_ops_listen", "gateway_sandbox_listen"):
             if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}", getattr(self, name)):
                 raise ValueError(f"{name.upper()} must be host:port")
         parse_money(self.gateway_outcomes)

@@ -5,8 +5,9 @@ shares no table with it, so that an error in the gateway's idea of Prodia cannot
 """
 
 from .config import SandboxConfig
-from .faults import Fault, FaultError, load_faults
+from .faults import Fault, FaultError
 from .listen import serve_sandbox
+from .scenario import load_scenario, switched
 from .server import create_sandbox
 
-__all__ = ["Fault", "FaultError", "SandboxConfig", "create_sandbox", "load_faults", "serve_sandbox"]
+__all__ = ["Fault", "FaultError", "SandboxConfig", "create_sandbox", "load_scenario", "serve_sandbox", "switched"]

@@ -22,7 +22,7 @@ class SandboxConfig:
     time_scale: float = 1.0
     """Factor on a job type's typical seconds (6 or 7, with up to 5 % jitter). 0 answers at once."""
     faults: Sequence[Fault] = ()
-    """What goes wrong, from the start on. Can be replaced while running with `PUT /sandbox/faults`."""
+    """What goes wrong. This and most of what follows can be set in a file and while running: see `scenario.py`."""
     bill_failures: bool = False
     """Whether a failed or moderated job costs its price. A job refused by validation never does."""
     seed: int = 0

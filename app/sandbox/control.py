@@ -1,4 +1,5 @@
-"""The `/sandbox/` endpoints: the bill, the log, the counters, the faults. No token, but loopback callers only."""
+"""The `/sandbox/` endpoints: the bill, the log, the counters, the faults, the switches. No token, but loopback callers
+only."""
 
 import ipaddress
 import json
@@ -11,10 +12,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from .bill import as_csv
-from .faults import FaultError, parse_faults
+from .faults import FaultError
 from .job import JobEndpoint
 from .log import Entry
-from .script import Script
+from .scenario import staged, switched, switches_of
 
 SCRIPT_LIMIT = 1_000_000
 Handler = Callable[[Request], Awaitable[Response]]
@@ -54,19 +55,25 @@ def control_routes(jobs: JobEndpoint) -> list[Route]:
         return JSONResponse([fault.as_data() for fault in jobs.script.faults])
 
     async def replace_faults(request: Request) -> Response:
-        raw = bytearray()
-        async for chunk in request.stream():
-            raw += chunk
-            if len(raw) > SCRIPT_LIMIT:
-                return _refused(413, "faults", "must be at most 1 MB")
         try:
-            faults = parse_faults(json.loads(raw))
+            jobs.play(staged(jobs.switches, await _sent(request, "faults")))
         except FaultError as error:
-            return _refused(422, error.field, error.message)
-        except (ValueError, RecursionError):
-            return _refused(422, "faults", "must be JSON")
-        jobs.script = Script(faults, jobs.switches.seed)
+            return _refused(error)
         return await read_faults(request)
+
+    async def read_switches(request: Request) -> Response:
+        return JSONResponse(switches_of(jobs.switches))
+
+    async def change_switches(request: Request) -> Response:
+        try:
+            wanted = await _sent(request, "switches")
+            changed = switched(jobs.switches, wanted)
+        except FaultError as error:
+            return _refused(error)
+        if isinstance(wanted, dict) and "seed" in wanted:
+            jobs.play(changed)  # the same seed begins the same draws anew
+        jobs.switches = changed
+        return await read_switches(request)
 
     return [
         Route("/sandbox/bill", loopback_only(bill)),
@@ -76,7 +83,22 @@ def control_routes(jobs: JobEndpoint) -> list[Route]:
         Route("/sandbox/reset", loopback_only(reset), methods=["POST"]),
         Route("/sandbox/faults", loopback_only(read_faults)),
         Route("/sandbox/faults", loopback_only(replace_faults), methods=["PUT"]),
+        Route("/sandbox/switches", loopback_only(read_switches)),
+        Route("/sandbox/switches", loopback_only(change_switches), methods=["PATCH"]),
     ]
+
+
+async def _sent(request: Request, name: str) -> object:
+    """The body as JSON data. Raises FaultError."""
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > SCRIPT_LIMIT:
+            raise FaultError(name, "must be at most 1 MB")
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        raise FaultError(name, "must be JSON") from None
 
 
 def loopback_only(handler: Handler) -> Handler:
@@ -108,5 +130,5 @@ def _listing(head: dict[str, object], name: str, rows: list[bytes]) -> Response:
     return Response(opening + b",\n".join(row.rstrip() for row in rows) + b"]}", media_type="application/json")
 
 
-def _refused(status: int, field: str, message: str) -> Response:
-    return JSONResponse({"error": {"field": field, "message": message}}, status)
+def _refused(error: FaultError) -> Response:
+    return JSONResponse({"error": {"field": error.field, "message": error.message}}, 422)

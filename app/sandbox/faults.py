@@ -1,14 +1,11 @@
 """What can be made to go wrong, as data: a list of `Fault`s, each of one kind with its own checked options.
 
-Given in the configuration, in a JSON or TOML file, or replaced while running with `PUT /sandbox/faults`. A mistake is a
-`FaultError` that names the field. How each kind looks on the wire is in `spoil.py`.
+Given in the configuration, or as part of a scenario (see `scenario.py`). A mistake is a `FaultError` that names the
+field. How each kind looks on the wire is in `spoil.py`.
 """
 
-import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,7 +16,8 @@ Seconds = Annotated[float, Field(ge=0, le=3_600, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 HeaderText = Annotated[str, Field(max_length=200, pattern=r"^[\x20-\x7e]*$")]
 RetryAfter = HeaderText | int | None | Annotated[list[HeaderText | int], Field(max_length=2)]
-"""A number of seconds, any text, nothing, or a list of up to two values, which become two headers."""
+"""A number of seconds, any text, nothing, or a list of up to two values, which become two headers. With `as_date` a
+number is sent as the HTTP-date so many seconds from now."""
 
 
 class FaultError(ValueError):
@@ -55,6 +53,7 @@ class Failing(Options):
 
 class Busy(Options):
     retry_after: RetryAfter = 1
+    as_date: bool = False
     body: str = "no capacity: the job cannot be scheduled\n"
 
 
@@ -85,6 +84,7 @@ class Error(Accepting):
     html: bool = False
     body: str | None = None
     retry_after: RetryAfter = None
+    as_date: bool = False
     accepted: bool = False
     """False: refused before acceptance, never billed. True: the job ran, and its answer was lost to this error."""
 
@@ -245,19 +245,3 @@ def _parse_fault(place: int, item: object) -> Fault:
         return Fault(**item)
     except FaultError as error:
         raise FaultError(f"{place}.{error.field}", error.message) from None
-
-
-def load_faults(path: Path | str) -> list[Fault]:
-    """Faults from a file: JSON holding a list, or TOML holding `[[fault]]` tables.
-
-    Raises FaultError for what is in the file, OSError when it cannot be read.
-    """
-    raw = Path(path).read_bytes()
-    try:
-        if Path(path).suffix == ".toml":
-            return parse_faults(tomllib.loads(raw.decode()).get("fault", []))
-        return parse_faults(json.loads(raw))
-    except FaultError:
-        raise
-    except ValueError as error:
-        raise FaultError(Path(path).name, f"is not readable: {error}") from None

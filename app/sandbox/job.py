@@ -60,11 +60,15 @@ class JobEndpoint:
     """The ASGI endpoint, with the state that its jobs share."""
 
     def __init__(self, switches: SandboxConfig, bill: Bill, log: Log) -> None:
-        self.switches = switches
         self.bill = bill
         self.log = log
-        self.script = Script(switches.faults, switches.seed)
         self._threads = ThreadPoolExecutor(thread_name_prefix="sandbox-job")
+        self.play(switches)
+
+    def play(self, switches: SandboxConfig) -> None:
+        """From now on by these switches and faults; every fault's counts and all draws begin anew."""
+        self.switches = switches
+        self.script = Script(switches.faults, switches.seed)
         self._random = random.Random(f"{switches.seed}:jobs")
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Which fault, if any, meets the next job: a deterministic draw from the seed and the order of arrival.
 
-Held by the server, consulted once per valid and authorised job, replaced as a whole by `PUT /sandbox/faults`.
+Held by the server, consulted once per valid and authorised job, replaced as a whole with the faults or the seed.
 """
 
 import random

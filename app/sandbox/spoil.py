@@ -3,8 +3,11 @@
 Pure, called by the job endpoint; what a fault's options mean is written where they are declared, in `faults.py`.
 """
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import replace
+from email.utils import formatdate
 
 from .delivery import Answer, Cut, Hang, Trickle, Whole, text
 from .document import Part, envelope
@@ -17,7 +20,6 @@ from .faults import (
     Malformed,
     Options,
     Redirect,
-    RetryAfter,
     Truncated,
     Unauthorised,
     WrongContentType,
@@ -39,7 +41,7 @@ def refusal(settings: Options) -> Answer | None:
     """The answer of a fault that keeps the job from being accepted; None for every other."""
     match settings:
         case Busy():
-            return text(429, settings.body, retry_after(settings.retry_after))
+            return text(429, settings.body, retry_after(settings))
         case Unauthorised():
             return text(401, settings.body)
         case Redirect():
@@ -50,16 +52,22 @@ def refusal(settings: Options) -> Answer | None:
 
 
 def error(settings: Error) -> Answer:
-    headers = retry_after(settings.retry_after)
+    headers = retry_after(settings)
     if settings.html:
         body = settings.body if settings.body is not None else HTML.format(status=settings.status)
         return Answer(settings.status, "text/html; charset=utf-8", body.encode(), headers)
     return text(settings.status, settings.body if settings.body is not None else "internal server error\n", headers)
 
 
-def retry_after(value: RetryAfter) -> list[tuple[str, str]]:
+def retry_after(settings: Busy | Error) -> list[tuple[str, str]]:
+    value = settings.retry_after
     values = value if isinstance(value, list) else [] if value is None else [value]
-    return [("retry-after", str(one)) for one in values]
+    return [("retry-after", _date(one) if settings.as_date and isinstance(one, int) else str(one)) for one in values]
+
+
+def _date(seconds: int) -> str:
+    """The HTTP-date so many seconds from now; never sooner, because it has no fractions."""
+    return formatdate(math.ceil(time.time()) + seconds, usegmt=True)
 
 
 def wordless(settings: Options | None) -> Answer | None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -117,15 +118,72 @@ def test_a_second_start_in_the_same_folder_harms_nothing(sandbox: Sandbox) -> No
         assert get_json(f"http://127.0.0.1:{sandbox.ops}/readyz")["status"] == "ready"
 
 
-@pytest.mark.parametrize("name", ["GATEWAY_LISTEN", "GATEWAY_OPS_LISTEN"])
-def test_an_address_that_is_taken_is_named(sandbox: Sandbox, name: str) -> None:
-    with socket.socket() as taken:
+@pytest.mark.parametrize("name", ["GATEWAY_LISTEN", "GATEWAY_OPS_LISTEN", "GATEWAY_SANDBOX_LISTEN"])
+def test_an_address_that_is_taken_is_named_and_nothing_is_left_behind(sandbox: Sandbox, name: str) -> None:
+    """The data directory's path is so long that the socket lies in a temporary folder of its own."""
+    with socket.socket() as taken, TemporaryDirectory() as short:
+        sandbox.more |= {"GATEWAY_DATA_DIR": str(sandbox.folder / ("long-" * 20)), "TMPDIR": short}
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         sandbox.more[name] = f"127.0.0.1:{taken.getsockname()[1]}"
         done = sandbox.command("serve", "--sandbox")
         assert done.returncode == 1
         assert done.stderr == f"cannot listen on {sandbox.more[name]}: Address already in use\n"
+        assert list(Path(short).iterdir()) == []
+
+
+def test_the_stand_in_of_serve_is_found_by_a_file_or_put_where_it_is_wanted(sandbox: Sandbox) -> None:
+    where = sandbox.folder / ".kontext-gateway" / "sandbox-url"
+    with sandbox.running() as process:
+        assert get_json(where.read_text().strip() + "/sandbox/faults") == []
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+    assert not where.exists()
+    wanted = f"127.0.0.1:{free_port()}"
+    sandbox.more["GATEWAY_SANDBOX_LISTEN"] = wanted
+    with sandbox.running():
+        assert where.read_text() == f"http://{wanted}\n"
+        get_json(f"http://{wanted}/sandbox/faults", data=[{"kind": "moderated_prompt"}], method="PUT")
+        assert generate(sandbox.url, sandbox.key).code == "content_moderated"
+
+
+def test_a_file_with_faults_and_switches_is_played_by_serve_and_a_wrong_one_named(sandbox: Sandbox) -> None:
+    script = sandbox.folder / "script.toml"
+    script.write_text('[switches]\nbill_failures = true\ntime_scale = 0.01\n[[fault]]\nkind = "failed"\n')
+    sandbox.more["GATEWAY_SANDBOX_FAULTS"] = str(script)
+    where = sandbox.folder / ".kontext-gateway" / "sandbox-url"
+    with sandbox.running():
+        assert generate(sandbox.url, sandbox.key).code == "upstream_failed"
+        url = where.read_text().strip()
+        assert get_json(f"{url}/sandbox/bill")["jobs"] == 1
+        assert get_json(f"{url}/sandbox/switches")["time_scale"] == float(
+            sandbox.environment["GATEWAY_SANDBOX_TIME_SCALE"]
+        )
+    script.write_text("[switches]\nsead = 1\n")
+    done = sandbox.command("serve", "--sandbox")
+    assert (done.returncode, done.stderr.partition(":")[0]) == (1, "switches.sead")
+
+
+def test_options_of_the_stand_in_have_precedence_over_its_file(tmp_path: Path) -> None:
+    (tmp_path / "script.toml").write_text('[switches]\nseed = 3\nhistory = "array"\ntime_scale = 5\n')
+    options = ("--faults", "script.toml", "--seed", "4", "--set", "time_scale=0", "--set", "output_filename=a.jpg")
+    url = f"http://127.0.0.1:{free_port()}"
+    process = subprocess.Popen(
+        [*APP, "sandbox", "--listen", url[7:], *options, "--set", "unknown_type_status=429"],
+        cwd=tmp_path, env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"sandbox ready at {url}\n"
+        found = get_json(f"{url}/sandbox/switches")
+        assert {"seed": 4, "history": "array", "time_scale": 0, "output_filename": "a.jpg"}.items() <= found.items()
+        job = b'{"type": "inference.unknown.v1", "config": {}}'
+        answer = call(url, "/v2/job", "sandbox-token", body=job, headers={"Content-Type": "application/json"})
+        assert answer.status == 429
+    finally:
+        process.terminate()
+        process.wait(10)
+        process.stdout.close()  # type: ignore[union-attr]
 
 
 def test_the_stand_in_can_be_run_alone(tmp_path: Path) -> None:
@@ -166,6 +224,9 @@ def test_the_stand_in_can_be_run_alone(tmp_path: Path) -> None:
     [
         (["--faults", "missing.toml"], "missing.toml"),
         (["--faults", "wrong.toml"], "0.kind: must be one of"),
+        (["--set", "unknown_type_status=404"], "switches.unknown_type_status: Input should be 400 or 429"),
+        (["--set", "seed"], "switches.seed: Input should be a valid integer"),
+        (["--picture", "huge"], "switches.picture: Input should be 'full' or 'small'"),
         (["--time-scale", "-1"], "time_scale must be between 0 and 1000"),
     ],
 )

@@ -23,6 +23,7 @@ from app.main import offered
 from app.prodia.faults import MONEY, RETRY
 from app.sandbox import SandboxConfig
 from app.sandbox.faults import KINDS
+from app.sandbox.scenario import switches_of
 from app.sandbox.server import create_sandbox
 from app.settings import Settings, seconds
 from app.surfaces import native, ops
@@ -143,6 +144,18 @@ def test_every_fault_of_the_sandbox_is_documented_with_its_options() -> None:
     """The table of faults is the table in the code."""
     shown = {named(kind)[0]: set(named(options)) for kind, options, _ in table("Fault")}
     assert shown == {kind: set(options.model_fields) for kind, options in KINDS.items()}
+
+
+def test_every_switch_of_the_sandbox_is_documented_with_its_default() -> None:
+    """The table of switches is what can be switched, with the configuration's defaults."""
+    found = switches_of(SandboxConfig())
+    rows = {named(row[0])[0]: row for row in table("Switch")}
+    assert list(rows) == list(found)
+    for name, default in found.items():
+        shown = rows[name][2]
+        assert (None if shown == "none" else named(shown)[0]) == (
+            None if default is None else f"{default:g}" if isinstance(default, float) else str(default).lower()
+        ), name
 
 
 def test_every_call_of_sandbox_and_gateway_is_documented() -> None:

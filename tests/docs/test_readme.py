@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ import redis
 from PIL import Image
 
 from app.domain import tokens
-from tests.fleet import free_port
+from tests.fleet import free_port, get_json
 
 from .page import ROOT, Command, blocks, console
 
@@ -211,26 +212,79 @@ def test_the_key_commands_run_on_a_sandbox_that_runs(gateway: Running) -> None:
     assert key_id
 
 
-def test_the_sandbox_examples_run_against_a_sandbox_alone(tmp_path: Path) -> None:
-    """A fault is set, and the counters and the bill are read, on a sandbox started as README starts it."""
-    start, *examples = console("Sandbox")
+@contextmanager
+def stand_in(command: str, folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """The stand-in as README starts it, on a free port: its URL and the environment of the examples."""
     address = f"127.0.0.1:{free_port()}"
-    words = start.text.replace("127.0.0.1:8089", address).split()[1:]
-    with (tmp_path / "log").open("wb") as out:
-        process = subprocess.Popen([sys.executable, "-m", "app", *words], cwd=ROOT, stdout=out, stderr=out)
+    words = command.replace("127.0.0.1:8089", address).split()[1:]
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    log = folder / "stand-in.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app", *words], cwd=folder, env=environment, stdout=out, stderr=out
+        )
     try:
         until = time.monotonic() + 20
-        while f"sandbox ready at http://{address}" not in (tmp_path / "log").read_text():
-            assert process.poll() is None
+        while f"sandbox ready at http://{address}" not in log.read_text():
+            assert process.poll() is None, log.read_text()
             assert time.monotonic() < until
             time.sleep(0.05)
-        for example in examples:
-            text = example.text.replace("127.0.0.1:8089", address)
-            done = subprocess.run(["sh", "-c", text + " -f"], capture_output=True, timeout=30, check=False)
-            assert done.returncode == 0, (example.text, done.stderr)
+        yield f"http://{address}", environment
     finally:
         process.kill()
         process.wait()
+
+
+def printed_as_shown(command: Command, folder: Path, environment: dict[str, str]) -> str:
+    """Run one example; every line that is shown under it must be printed."""
+    done = subprocess.run(
+        ["sh", "-c", command.text], cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, (command.text, done.stderr)
+    for line in command.shown:
+        form = re.escape(line).replace(re.escape("..."), ".*")
+        assert any(re.fullmatch(form, one) for one in done.stdout.splitlines()), (command.text, line, done.stdout)
+    return done.stdout
+
+
+def test_the_sandbox_examples_run_against_a_sandbox_alone(tmp_path: Path) -> None:
+    """A fault and a switch are set, counters and bill are read, on a sandbox started as README starts it."""
+    start, *examples = [c for c in console("Sandbox") if "sandbox-url" not in c.text]
+    with stand_in(start.text, tmp_path) as (url, environment):
+        for example in examples:
+            text = example.text.replace("http://127.0.0.1:8089", url) + " -f"
+            printed_as_shown(Command(text, example.shown), tmp_path, environment)
+        assert len(examples) == 4
+
+
+def test_the_stand_in_of_a_running_gateway_is_found_as_shown(gateway: Running) -> None:
+    """By the file in the data directory; the fault that is set there meets the next job."""
+    fault, bill = [c for c in console("Sandbox") if "sandbox-url" in c.text]
+    for example in (fault, bill):
+        text = example.text.replace(".kontext-gateway", "data") + " -f"
+        assert printed_as_shown(Command(text), gateway.folder, gateway.environment)
+    request = urllib.request.Request(
+        f"{gateway.url}/v1/generate", b'{"prompt": "a boat"}',
+        {"Authorization": f"Bearer {gateway.key}", "Content-Type": "application/json"},
+    )  # fmt: skip
+    with pytest.raises(urllib.error.HTTPError, match="422") as refused:
+        urllib.request.urlopen(request, timeout=30)
+    refused.value.close()
+
+
+def test_the_chapter_on_testing_a_client_shows_what_happens(tmp_path: Path) -> None:
+    """Start, client, 429, cut and bill as written; then the storm, which plays its switches and its faults."""
+    start, export, *steps, storm = console("Test your own client against it")
+    with stand_in(start.text, tmp_path) as (url, environment):
+        assert export.text == "export PRODIA_URL=http://127.0.0.1:8089 PRODIA_TOKEN=sandbox-token"
+        environment |= {"PRODIA_URL": url, "PRODIA_TOKEN": "sandbox-token"}
+        for step in steps:
+            printed_as_shown(step, tmp_path, environment)
+        assert sum(bool(step.shown) for step in steps) == 6
+    with stand_in(storm.text, tmp_path) as (url, _):
+        faults, switches = (get_json(f"{url}/sandbox/{name}") for name in ("faults", "switches"))
+        assert [fault["kind"] for fault in faults] == ["busy", "failed", "cut_mid_body"]
+        assert {"seed": 7, "time_scale": 0, "bill_failures": True}.items() <= switches.items()
 
 
 def test_the_chapter_on_prodia_leads_to_a_gateway_that_is_ready(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Every kind of fault, as it arrives at a real socket."""
 
 import json
+import re
 import socket
 import struct
 import threading
 import time
 from collections import Counter
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx2
@@ -50,6 +52,17 @@ def test_busy_is_a_429_with_any_retry_after(box: Box, value: object, headers: li
     assert answer.status_code == 429
     assert answer.headers.get_list("retry-after") == headers
     assert box.bill()["jobs"] == 0
+
+
+@pytest.mark.parametrize("kind", ["busy", "error"])
+def test_retry_after_can_be_a_date_so_many_seconds_from_now(box: Box, kind: str) -> None:
+    fired(box, kind, retry_after=30, as_date=True)
+    before = time.time()
+    (value,) = box.job().headers.get_list("retry-after")
+    assert re.fullmatch(r"\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT", value)
+    assert before + 30 <= parsedate_to_datetime(value).timestamp() <= time.time() + 31
+    fired(box, kind, retry_after="soon", as_date=True)
+    assert box.job().headers["retry-after"] == "soon"
 
 
 def test_cut_after_accept_bills_and_sends_not_one_byte(box: Box) -> None:
