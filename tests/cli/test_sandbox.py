@@ -140,7 +140,7 @@ def test_the_stand_in_of_serve_is_found_by_a_file_or_put_where_it_is_wanted(sand
         assert process.wait(15) == 0
     assert not where.exists()
     wanted = f"127.0.0.1:{free_port()}"
-    sandbox.more["GATEWAY_SANDBOX_LISTEN"] = wanted
+    sandbox.more |= {"GATEWAY_SANDBOX_LISTEN": wanted, "GATEWAY_REDIS_TIMEOUT": "2s"}
     with sandbox.running():
         assert where.read_text() == f"http://{wanted}\n"
         get_json(f"http://{wanted}/sandbox/faults", data=[{"kind": "moderated_prompt"}], method="PUT")
@@ -150,7 +150,7 @@ def test_the_stand_in_of_serve_is_found_by_a_file_or_put_where_it_is_wanted(sand
 def test_a_file_with_faults_and_switches_is_played_by_serve_and_a_wrong_one_named(sandbox: Sandbox) -> None:
     script = sandbox.folder / "script.toml"
     script.write_text('[switches]\nbill_failures = true\ntime_scale = 0.01\n[[fault]]\nkind = "failed"\n')
-    sandbox.more["GATEWAY_SANDBOX_FAULTS"] = str(script)
+    sandbox.more |= {"GATEWAY_SANDBOX_FAULTS": str(script), "GATEWAY_REDIS_TIMEOUT": "2s"}
     where = sandbox.folder / ".kontext-gateway" / "sandbox-url"
     with sandbox.running():
         assert generate(sandbox.url, sandbox.key).code == "upstream_failed"
