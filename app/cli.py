@@ -214,12 +214,16 @@ def keys_revoke(
 
 
 @ledger_cli.command("init")
-def ledger_init() -> None:
-    """Make a new ledger in an empty Redis."""
+def ledger_init(
+    if_missing: Annotated[bool, typer.Option("--if-missing", help="Exit with 0 where there is a ledger.")] = False,
+) -> None:
+    """Make a new ledger in an empty Redis; one that is there is never changed."""
     try:
         print(f"new ledger {_with_store(_settings(LedgerSettings), epoch.initialise)}")
     except FileExistsError:
-        _fail("there is a ledger already; nothing was changed")
+        if not if_missing:
+            _fail("there is a ledger already; nothing was changed")
+        print("there is a ledger already; nothing was changed")
 
 
 @ledger_cli.command("release")

@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     gateway_key_pepper: SecretStr | None = Field(
         default=None, description="Secret of the keyed hashes, at least 32 characters. Required unless --sandbox."
     )
+    gateway_key_pepper_file: Path | None = Field(default=None, description="A file that holds that secret instead.")
     gateway_data_dir: Path = Field(
         default=Path(".kontext-gateway"), description="Private directory: the sandbox's Valkey, bill and secrets."
     )
@@ -123,13 +124,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _sound(self) -> Settings:
-        if self.prodia_token_file is not None:
-            if self.prodia_token is not None:
-                raise ValueError("PRODIA_TOKEN and PRODIA_TOKEN_FILE: set one of them")
-            try:
-                self.prodia_token = SecretStr(self.prodia_token_file.read_text("utf-8").strip())
-            except OSError:
-                raise ValueError("PRODIA_TOKEN_FILE cannot be read") from None
+        for name in ("prodia_token", "gateway_key_pepper"):
+            if (path := getattr(self, f"{name}_file")) is not None:
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name.upper()} and {name.upper()}_FILE: set one of them")
+                setattr(self, name, _mounted(path, f"{name.upper()}_FILE"))
         for name in ("redis_url", "cache_redis_url"):
             url = getattr(self, name)
             if url is not None and not re.match(r"(redis|rediss|unix)://.", url.get_secret_value()):
@@ -173,6 +172,17 @@ class LedgerSettings(Settings):
     @classmethod
     def _lenient(cls, values: dict[str, Any]) -> dict[str, Any]:
         return {**values, "sandbox": True}
+
+
+def _mounted(path: Path, setting: str) -> SecretStr:
+    """The secret in a file, without the white space around it. Raises ValueError."""
+    try:
+        secret = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"{setting} cannot be read") from None
+    if not secret:
+        raise ValueError(f"{setting} is empty")
+    return SecretStr(secret)
 
 
 def address(listen: str) -> tuple[str, int]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from app.settings import Settings
 from tests.cli.running import COMPLETE, TENANTS, commands, run
 
 CATALOG = """\
@@ -47,6 +48,16 @@ SETTINGS: list[tuple[dict[str, str], str]] = [
     ),
     ({"PRODIA_TOKEN_FILE": "token"}, "settings: PRODIA_TOKEN and PRODIA_TOKEN_FILE: set one of them"),
     ({"PRODIA_TOKEN": "", "PRODIA_TOKEN_FILE": "none"}, "settings: PRODIA_TOKEN_FILE cannot be read"),
+    ({"PRODIA_TOKEN": "", "PRODIA_TOKEN_FILE": "empty"}, "settings: PRODIA_TOKEN_FILE is empty"),
+    (
+        {"GATEWAY_KEY_PEPPER_FILE": "pepper"},
+        "settings: GATEWAY_KEY_PEPPER and GATEWAY_KEY_PEPPER_FILE: set one of them",
+    ),
+    ({"GATEWAY_KEY_PEPPER": "", "GATEWAY_KEY_PEPPER_FILE": "none"}, "settings: GATEWAY_KEY_PEPPER_FILE cannot be read"),
+    (
+        {"GATEWAY_KEY_PEPPER": "", "GATEWAY_KEY_PEPPER_FILE": "short"},
+        "settings: GATEWAY_KEY_PEPPER must have at least 32 characters",
+    ),
     ({"GATEWAY_LISTEN": "8080"}, "settings: GATEWAY_LISTEN must be host:port"),
     ({"GATEWAY_OPS_LISTEN": "here"}, "settings: GATEWAY_OPS_LISTEN must be host:port"),
     ({"GATEWAY_UPSTREAM_CONCURRENCY": "0"}, "settings: GATEWAY_UPSTREAM_CONCURRENCY: "),
@@ -69,6 +80,8 @@ def test_a_wrong_setting_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], told: str
 ) -> None:
     (tmp_path / "tenants.yaml").write_text(TENANTS)
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "short").write_text("too-short-a-pepper\n")
     found = run(commands(monkeypatch, tmp_path, COMPLETE | change), "check")
     assert (found.exit_code, found.stdout) == (1, "")
     assert any(line.startswith(told) for line in found.stderr.splitlines()), found.stderr
@@ -76,11 +89,16 @@ def test_a_wrong_setting_is_named(
         assert secret not in found.stderr
 
 
-def test_a_mounted_token_is_read_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["PRODIA_TOKEN", "GATEWAY_KEY_PEPPER"])
+def test_a_mounted_secret_is_read_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     (tmp_path / "tenants.yaml").write_text(TENANTS)
-    (tmp_path / "token").write_text("upstream-token-of-the-tests\n")
-    runner = commands(monkeypatch, tmp_path, COMPLETE | {"PRODIA_TOKEN": "", "PRODIA_TOKEN_FILE": "token"})
+    (tmp_path / "secret").write_text(COMPLETE[name] + "\n")
+    runner = commands(monkeypatch, tmp_path, COMPLETE | {name: "", f"{name}_FILE": "secret"})
     assert run(runner, "check").exit_code == 0
+    for field in ("prodia_token", "gateway_key_pepper"):
+        secret = getattr(Settings(), field)
+        assert secret is not None
+        assert secret.get_secret_value() == COMPLETE[field.upper()]
 
 
 def acme(block: str) -> str:

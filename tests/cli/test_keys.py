@@ -171,6 +171,8 @@ def test_a_ledger_is_made_once_and_released_only_where_there_is_one(runner: CliR
     before = client.hgetall("kg:{ledger}")
     again = run(runner, "ledger", "init")
     assert (again.exit_code, again.stderr) == (1, "there is a ledger already; nothing was changed\n")
+    kept = run(runner, "ledger", "init", "--if-missing")
+    assert (kept.exit_code, kept.stdout) == (0, "there is a ledger already; nothing was changed\n")
     assert client.hgetall("kg:{ledger}") == before
     released = run(runner, "ledger", "release")
     assert released.stdout.startswith("released as led_")

@@ -119,7 +119,7 @@ def test_every_command_line_in_readme_can_be_typed() -> None:
             rest = words[len(path.split()) :]
             given = {word for word in rest if word.startswith("--")}
             assert given <= options, line
-            flags = {"--sandbox", "--json", "--bill-failures", "--no-bill-failures"}
+            flags = {"--sandbox", "--json", "--bill-failures", "--no-bill-failures", "--if-missing"}
             values = len([word for word in rest if not word.startswith("--")]) - len(given - flags)
             assert values == arguments, line
             seen += 1
