@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what the tests need into .venv, and the two servers that are not Python packages, then runs every test.
+# Installs what the tests need into .venv, and the programs that are not Python packages, then runs every test.
 # With arguments, runs pytest with them instead.
 set -eu
 cd "$(dirname "$0")/.."
@@ -8,9 +8,11 @@ cd "$(dirname "$0")/.."
 .venv/bin/pip install -q --require-hashes -r requirements-test.lock
 .venv/bin/pip install -q --no-deps -e .
 
-# Redis 7 is the second engine that every script is tested on; Chromium is the browser of the front-end tests.
+# Redis 7 is the second engine that every script is tested on; Chromium is the browser of the front-end tests; promtool,
+# which judges the alert rules, is in the package of Prometheus.
 missing=""
 command -v redis-server >/dev/null || missing="$missing redis-server"
+command -v promtool >/dev/null || missing="$missing prometheus"
 command -v chromium >/dev/null || missing="$missing chromium"
 if [ -n "$missing" ]; then
   as_root=""
