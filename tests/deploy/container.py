@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -45,7 +46,7 @@ def _enter(root: Path, binds: Mapping[Path, str], *, read_only: bool) -> tuple[l
         "PYTHON": str(PYTHON),
         "BINDS": " ".join(f"{source}={target}" for source, target in binds.items()),
     }
-    unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script, "root", str(root)]
+    unshare = ["unshare", "--mount", "--pid", "--fork", "sh", "-c", script, "root", str(root)]
     return unshare, environment
 
 
@@ -61,7 +62,7 @@ def _empty_root(root: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Image:
+class Built:
     """The final stage: its root directory and what it declares. `wheel` is what the build stage made."""
 
     root: Path
@@ -97,26 +98,28 @@ class Image:
 
     def run(self, command: Sequence[str], environment: Mapping[str, str], binds: Mapping[Path, str], log: Path) -> int:
         """The exit code of a container that ends by itself; `command` replaces the image's CMD."""
-        return self._start(command, environment, binds, log).wait(60)
+        with self.container(command, environment, binds, log) as running:
+            return running.outer.wait(60)
 
     @contextmanager
     def container(
         self, command: Sequence[str], environment: Mapping[str, str], binds: Mapping[Path, str], log: Path
     ) -> Iterator[Container]:
         """A container that goes on."""
-        outer = self._start(command, environment, binds, log)
+        running = Container(self, self._start(command, environment, binds, log), environment, log)
         try:
-            yield Container(self, outer, environment, log)
+            yield running
         finally:
-            outer.kill()
-            outer.wait()
+            if running.outer.poll() is None:
+                os.kill(running.pid, signal.SIGKILL)  # not `outer`: who changes its user outlives its parent
+            running.outer.wait()
 
 
 @dataclass(frozen=True)
 class Container:
     """One running container. `outer` ends with the exit code of its first process."""
 
-    image: Image
+    built: Built
     outer: subprocess.Popen[bytes]
     environment: Mapping[str, str]
     log: Path
@@ -134,11 +137,11 @@ class Container:
     def exec(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Another process in it."""
         enter = ["nsenter", f"--target={self.pid}", "--mount", "--pid", "--root", "--wd"]
-        words = [*enter, "--", *self.image._as_image(command, self.environment)]
+        words = [*enter, "--", *self.built._as_image(command, self.environment)]
         return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
 
 
-def build(folder: Path) -> Image:
+def build(folder: Path) -> Built:
     """Do what the Dockerfile's instructions say, in order, with its RUN lines as they stand.
 
     Not done: the removal of the base image's pip, because the Python that stands in for it is this machine's. pip may
@@ -150,7 +153,7 @@ def build(folder: Path) -> Image:
     root = _empty_root(folder / "image")
     _follow(final, root, {"build": made})
     (wheel,) = (made / "dist").glob("*.whl")
-    return Image(root, final, wheel)
+    return Built(root, final, wheel)
 
 
 def _follow(stage: Stage, root: Path, built: Mapping[str, Path]) -> None:

@@ -7,6 +7,7 @@ environment are those of docker-compose.yml, with this machine's loopback in the
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import shutil
@@ -20,22 +21,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from app.store.blobs import IN_MEMORY
 from tests.fleet import free_port, get_json, wait_until
 
 from .compose import sandbox_values, stack
-from .container import Container, Image, build
+from .container import Built, Container, build
 from .dockerfile import ROOT
 from .servers import server, url_of
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+def image(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The image, built once."""
     return build(tmp_path_factory.mktemp("image"))
 
 
-def test_the_wheel_holds_scripts_and_data_and_no_test(image: Image) -> None:
+def test_the_wheel_holds_scripts_and_data_and_no_test(image: Built) -> None:
     """Every Lua script and TOML file of the package is in it; nothing outside of the package is."""
     names = set(zipfile.ZipFile(image.wheel).namelist())
     data = {str(path.relative_to(ROOT)) for kind in ("lua", "toml") for path in (ROOT / "app").rglob(f"*.{kind}")}
@@ -45,7 +48,7 @@ def test_the_wheel_holds_scripts_and_data_and_no_test(image: Image) -> None:
     assert not [name for name in names if re.search(r"test|\.env|\.git|secret", name)]
 
 
-def test_the_environment_is_compiled_and_cannot_install(image: Image) -> None:
+def test_the_environment_is_compiled_and_cannot_install(image: Built) -> None:
     """Byte code of our own modules and of the libraries is there; pip is not."""
     (packages,) = (image.root / "venv" / "lib").glob("python3.*/site-packages")
     for source in (packages / "app" / "pipeline.py", packages / "fastapi" / "applications.py"):
@@ -73,7 +76,7 @@ class Stack:
 
 
 @pytest.fixture
-def running(image: Image, tmp_path: Path) -> Iterator[Stack]:
+def running(image: Built, tmp_path: Path) -> Iterator[Stack]:
     """Redis from the shipped files, then the services of the profile `sandbox` in the order of their dependencies."""
     services = stack(sandbox_values())["services"]
     public, ops, upstream = free_port(), free_port(), free_port()
@@ -133,20 +136,21 @@ def _answers(url: str, container: Container) -> bool:
 
 
 def test_the_stack_makes_pictures_is_healthy_and_stops_with_0(running: Stack) -> None:
-    """Generation and edit by the key that the stack printed, the image's probe, then SIGTERM to its first process."""
+    """Generation, and an edit that is too large for memory, by the printed key; the probe; SIGTERM to process 1."""
     status, picture = running.post("/v1/generate", {"prompt": "a lighthouse at dawn", "seed": 7})
     assert (status, picture[:3]) == (200, b"\xff\xd8\xff")
-    status, edited = running.post("/v1/edit", {"prompt": "make the sky stormy", "image": {"b64": _base64(picture)}})
+    noise = Image.effect_noise((1000, 800), 100)
+    noise.save(large := io.BytesIO(), "PNG")
+    assert len(large.getvalue()) > IN_MEMORY
+    upload = {"b64": base64.b64encode(large.getvalue()).decode()}
+    status, edited = running.post("/v1/edit", {"prompt": "make the sky stormy", "image": upload})
     assert (status, edited[:3]) == (200, b"\xff\xd8\xff")
-    probe = running.gateway.exec(*running.gateway.image.stage.command("HEALTHCHECK"))
+    assert (running.gateway.built.root / "data" / "spool").is_dir()
+    probe = running.gateway.exec(*running.gateway.built.stage.command("HEALTHCHECK"))
     assert (probe.returncode, probe.stdout) == (0, "ready\n"), probe.stderr
     subprocess.run(["kill", "-TERM", str(running.gateway.pid)], check=True)
     assert running.gateway.outer.wait(30) == 0
     assert '"event":"stopped"' in running.gateway.log.read_text()
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 def test_the_probe_fails_while_the_gateway_is_not_ready(running: Stack, tmp_path: Path) -> None:
@@ -162,7 +166,7 @@ def test_a_running_container_has_no_privilege_and_can_write_in_two_places_only(r
         for line in Path(f"/proc/{running.gateway.pid}/status").read_text().splitlines()
         if ":\t" in line
     )
-    user, group = running.gateway.image.stage.user.split(":")
+    user, group = running.gateway.built.stage.user.split(":")
     assert set(status["Uid"].split()) == {user}
     assert set(status["Gid"].split()) == {group}
     assert status["Groups"].strip() == ""
