@@ -205,10 +205,9 @@ class Gateway:
         result = _result(job, bought, picture, record.job_id or "", flight.scope, where)
         ttl = job.caller.tenant.cache.ttl_seconds if keep else keys.CLAIM_S
         stored = await self.results.store(where, result, ttl)
-        await asyncio.gather(  # in this order, in one round trip
-            self._settle(hold, job, bought, result),
-            self.flights.landed(flight, result, where if stored else None),
-        )
+        announcing = asyncio.create_task(self.flights.landed(flight, result, where if stored else None))
+        await self._settle(hold, job, bought, result)  # leaves first, in the same round trip
+        await announcing
         return result
 
     async def _buy(

@@ -6,12 +6,13 @@ import secrets
 import time
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford base 32, as in the ULID specification
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 
 
 def ulid() -> str:
     """26 characters: 48 bits of Unix milliseconds, then 80 random bits."""
     number = (time.time_ns() // 1_000_000 << 80) | secrets.randbits(80)
-    return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+    return "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
 
 
 def job_id() -> str:

@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from contextlib import aclosing
 from dataclasses import dataclass, field
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import aiohttp
 import httpx2
@@ -69,7 +67,6 @@ class Prodia:
         self._max_response_bytes = max_response_bytes
         self._connect_timeout = connect_timeout
         self._max_connections = max_connections
-        self._client: httpx2.AsyncClient | None = None
 
     async def attempt(self, call: Call, *, timeout: float, on_sent: Callable[[], None] | None = None) -> Completed:
         """Sends the job once and waits for its picture.
@@ -114,8 +111,8 @@ class Prodia:
 
     async def aclose(self) -> None:
         """Closes all connections; attempts under way end as faults."""
-        if self._client is not None:
-            await self._client.aclose()
+        if self._transport is not None:
+            await self._transport.aclose()
 
     async def _exchange(self, encoded: Encoded, upload: _Upload, answer: _Answer) -> None:
         request = httpx2.Request(
@@ -133,7 +130,8 @@ class Prodia:
             stream=upload,
             extensions={"timeout": {"connect": self._connect_timeout, "read": None, "write": None, "pool": None}},
         )
-        response = await self._opened().send(request, stream=True)
+        # The transport itself: no redirects, cookies, credentials or proxies of a client can come into play.
+        response = await self._carrier().handle_async_request(request)
         try:
             answer.status = response.status_code
             answer.early = not upload.sent
@@ -142,25 +140,19 @@ class Prodia:
             if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
                 return
             room = self._max_response_bytes if response.status_code == 200 else MAX_REFUSAL_BYTES
-            async with aclosing(response.aiter_bytes()) as chunks:
-                async for chunk in chunks:
-                    room -= len(chunk)
-                    if room < 0:
-                        return
-                    answer.chunks.append(chunk)
+            async for chunk in response.stream:  # type: ignore[union-attr]
+                room -= len(chunk)
+                if room < 0:
+                    return
+                answer.chunks.append(chunk)
             answer.whole = True
         finally:
             await response.aclose()
 
-    def _opened(self) -> httpx2.AsyncClient:
-        if self._client is None:
-            self._client = httpx2.AsyncClient(
-                transport=self._transport or self._pool(),
-                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-                follow_redirects=False,
-                trust_env=False,
-            )
-        return self._client
+    def _carrier(self) -> httpx2.AsyncBaseTransport:
+        if self._transport is None:
+            self._transport = self._pool()
+        return self._transport
 
     def _pool(self) -> AiohttpTransport:
         """httpx2's own pool is slow when it is full; aiohttp's is not. It does not re-send a POST by itself."""

@@ -18,12 +18,16 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+import orjson
+
 from app.errors import LedgerUnavailable, Refused, UpstreamError
 from app.store import keys
 from app.store.redis import Store, script
 
 TURNS = script("app.prodia", "turns")
 POLL = 0.025  # seconds between calls while a want is unmet
+CALM = 60.0  # seconds after bad news or a closed gate for which every change is told at once
+LATER = 0.02  # seconds until a slot that nobody waits for is given back
 AWAY = 0.1  # seconds between calls while Redis is away
 SOON = 0.05  # seconds that a job which may be sent at once waits for its slot before it says that it has to wait
 THRESHOLD = 10  # failures in a row, over the whole fleet, that open the breaker of a type
@@ -114,6 +118,7 @@ class Turns:
         self._dirty = False
         self._woken = asyncio.Event()
         self._slack = False
+        self._trouble = -math.inf
 
     @property
     def in_use(self) -> int:
@@ -162,12 +167,19 @@ class Turns:
         self._using[line] -= 1
         if not self._using[line]:
             del self._using[line]
-        self._kick()
+        if not self._slack or self._wants or monotonic() - self._trouble < CALM:
+            self._kick()
+        elif not self._dirty:
+            # Nobody waits for it, and no breaker or pause hangs on it: it can be said with what is asked next.
+            self._dirty = True
+            asyncio.get_running_loop().call_later(LATER, self._kick)
 
     def report(self, job_type: str, *, ok: bool) -> None:
         """What an upstream answer says of a type's health: a complete or a caller's-fault answer is ok, silence or a
         5xx is not."""
         self._news.append((job_type, "ok" if ok else "fail", 0))  # travels with the slot, which is given back next
+        if not ok:
+            self._trouble = monotonic()
 
     def pause(self, job_type: str, seconds: float) -> None:
         """A 429: no replica starts a job of this type for a while."""
@@ -196,7 +208,7 @@ class Turns:
             news, self._news = self._news, []
             try:
                 reply = await self._store.run(
-                    TURNS, [keys.LEASES, keys.HELD, keys.WANTED, keys.GATES], [json.dumps(self._ask(news))]
+                    TURNS, [keys.LEASES, keys.HELD, keys.WANTED, keys.GATES], [orjson.dumps(self._ask(news))]
                 )
             except LedgerUnavailable as error:
                 for wants in self._wants.values():
@@ -233,7 +245,9 @@ class Turns:
                 line = (item[1].decode(), item[2].decode())
                 for _ in range(int(item[3])):
                     self._grant(line)
-            elif item[3] == b"open":
+                continue
+            self._trouble = monotonic()
+            if item[3] == b"open":
                 seconds = max(1, math.ceil(int(item[2]) / 1000))
                 for (_, kind), wants in self._wants.items():
                     for want in wants if kind == item[1].decode() else ():

@@ -8,11 +8,12 @@ upstream call live inside it. When Redis does not answer, a script is asked once
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import secrets
 from collections.abc import Mapping
 from typing import Any, Literal
+
+import orjson
 
 from app.domain.job import Job
 from app.errors import LedgerUnavailable, Refused
@@ -105,7 +106,7 @@ class Hold:
                     RESERVE,
                     [keys.ledger(tenant.id), keys.reservation(tenant.id, self.id), keys.outstanding(tenant.id),
                      keys.key(tenant.id, job.caller.key_id), *taken, *filter(None, (self._if_leading,))],
-                    [json.dumps(ask)],
+                    [orjson.dumps(ask)],
                 )  # fmt: skip
                 match reply[0]:
                     case b"ok":

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import orjson
+
 from app.domain import windows
 from app.domain.job import Caller
 from app.domain.tenant import KeyPolicy, Limits, Per, Tenant
@@ -201,7 +203,7 @@ class Ledger:
                     call.fence,
                     call.sources,
                     call.by,
-                    json.dumps(dict(call.row)),
+                    orjson.dumps(dict(call.row)),
                     keys.TOMBSTONE_MS,
                     int(call.unsent),
                 ],

@@ -101,7 +101,7 @@ class Line(asyncio.Protocol):
 
     def _pack(self, command: tuple[Any, ...]) -> Sequence[bytes]:
         """The command on the wire. A picture is not copied into it: that costs several times what sending it does."""
-        if any(type(part) is bytes and len(part) > LARGE for part in command):
+        if len(command) > 2 and type(value := command[2]) is bytes and len(value) > LARGE:
             return self._connection.pack_command(*command)
         return (hiredis.pack_command(command),)
 

@@ -20,8 +20,8 @@ from app.telemetry.outcome import Outcome
 OPEN: dict[str, Any] = {"x-role": "open"}  # in a route's openapi_extra: no key needed, deliberately
 
 
-async def gateway_of(request: Request) -> Gateway:
-    """The process's gateway. Async, because FastAPI sends a plain function to a thread."""
+def gateway_of(request: Request) -> Gateway:
+    """The process's gateway; called, not injected: a dependency costs more than what it would give."""
     gateway: Gateway = request.app.state.gateway
     return gateway
 
@@ -47,7 +47,7 @@ async def by_key(request: Request) -> Caller:
     """Authenticate, take a request from the rates, and hold the browser to the tenant's origins. Raises Refused."""
     record = record_of(request)
     try:
-        caller, rates = await (await gateway_of(request)).authenticate(bearer(request))
+        caller, rates = await gateway_of(request).authenticate(bearer(request))
     except GatewayError as error:
         record.rates = getattr(error, "rates", [])
         raise
@@ -65,4 +65,3 @@ async def by_key(request: Request) -> Caller:
 
 
 KeyCaller = Annotated[Caller, Depends(by_key)]
-GatewayDep = Annotated[Gateway, Depends(gateway_of)]

@@ -31,7 +31,7 @@ from app.errors import InvalidRequest, Refused
 from app.pipeline import Delivery, Gateway
 from app.surfaces import native_schema
 from app.surfaces.body import EDIT_JSON_BYTES, JSON_SLACK, decode_base64, media_type, read_form, read_json
-from app.surfaces.deps import GatewayDep, KeyCaller, by_key, record_of
+from app.surfaces.deps import KeyCaller, by_key, gateway_of, record_of
 from app.surfaces.dialect import accepted, control
 from app.surfaces.native_schema import IMAGE_ID
 
@@ -41,8 +41,9 @@ _GONE = Response(status_code=499)
 
 
 @router.post("/v1/generate", **native_schema.generate())
-async def generate(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Response:
+async def generate(request: Request, caller: KeyCaller) -> Response:
     """Make a picture from a text."""
+    gateway = gateway_of(request)
     record_of(request).operation = "generate"
     _require(request, "application/json")
     fields = await read_json(request, JSON_SLACK)
@@ -50,8 +51,9 @@ async def generate(request: Request, caller: KeyCaller, gateway: GatewayDep) -> 
 
 
 @router.post("/v1/edit", **native_schema.edit())
-async def edit(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Response:
+async def edit(request: Request, caller: KeyCaller) -> Response:
     """Change a picture as an instruction says."""
+    gateway = gateway_of(request)
     record_of(request).operation = "edit"
     kind, options = media_type(request)
     chosen = _accepted(request).format
@@ -74,7 +76,6 @@ async def edit(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Resp
 @router.get("/v1/images/{image_id}", **native_schema.image())
 async def image(
     request: Request,
-    gateway: GatewayDep,
     image_id: Annotated[str, PathParameter(json_schema_extra={"pattern": IMAGE_ID})],
     t: str | None = None,
     k: str | None = None,
@@ -82,6 +83,7 @@ async def image(
     s: str | None = None,
 ) -> Response:
     """A stored picture: with the key, or with the signed link that a reply gave."""
+    gateway = gateway_of(request)
     if s is not None and "authorization" not in request.headers:
         legal = t and k and e and e.isascii() and e.isdecimal() and re.fullmatch(r"[0-9a-f]{64}", s)
         if not legal or not re.fullmatch(IMAGE_ID, image_id):
@@ -101,8 +103,9 @@ async def image(
 
 
 @router.get("/v1/models", **native_schema.models())
-async def models(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Response:
+async def models(request: Request, caller: KeyCaller) -> Response:
     """The catalogue in the OpenAI list shape, with parameters, prices and times."""
+    gateway = gateway_of(request)
     data = [
         {
             "id": f"flux-kontext-{job.variant}" if job.type.startswith("inference.flux") else job.variant,
@@ -119,8 +122,9 @@ async def models(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Re
 
 
 @router.get("/v1/me", **native_schema.me())
-async def me(request: Request, caller: KeyCaller, gateway: GatewayDep) -> Response:
+async def me(request: Request, caller: KeyCaller) -> Response:
     """The caller's tenant, what it may use, its limits and what remains of them."""
+    gateway = gateway_of(request)
     tenant, key = caller.tenant, caller.policy
     allowed: dict[str, list[str]] = {"generate": [], "edit": []}
     for job in gateway.catalog.enabled.values():
@@ -195,19 +199,23 @@ async def _serve(request: Request, caller: Caller, gateway: Gateway, ask: Ask) -
 
 async def _unless_gone(request: Request, walk: Coroutine[Any, Any, Delivery]) -> Delivery | None:
     """The walk's delivery, or None when the client closed the connection first; the walk is then cancelled."""
-    walking = asyncio.ensure_future(walk)
-    gone = asyncio.ensure_future(_disconnect(request))
+    walking, over = asyncio.current_task(), False
+
+    def leave(_: asyncio.Task[None]) -> None:
+        if walking is not None and not over:
+            walking.cancel()
+
+    gone = asyncio.create_task(_disconnect(request))
+    gone.add_done_callback(leave)
     try:
-        await asyncio.wait((walking, gone), return_when=asyncio.FIRST_COMPLETED)
-        if walking.done():
-            return walking.result()
-        walking.cancel()
-        await asyncio.wait((walking,))
+        return await walk
+    except asyncio.CancelledError:
+        if walking is None or not gone.done() or walking.uncancel():
+            raise
         return None
     finally:
+        over = True
         gone.cancel()
-        if not walking.done():
-            walking.cancel()
 
 
 async def _disconnect(request: Request) -> None:

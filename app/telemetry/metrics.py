@@ -7,6 +7,8 @@ Gauges about money are read from Redis at scrape time and say the same on every 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
@@ -17,6 +19,12 @@ OTHER = "_other"
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _JOB = (0.05, 0.25, 1.0, 2.5, 5.0, 6.0, 7.0, 8.0, 10.0, 15.0, 30.0, 60.0, 120.0)
 _MICRO = 1_000_000
+M = TypeVar("M", Counter, Gauge, Histogram)
+
+
+def _children(metric: M) -> M:
+    metric.labels = cache(metric.labels)  # type: ignore[method-assign]
+    return metric
 
 
 class Metrics:
@@ -24,18 +32,19 @@ class Metrics:
 
     def __init__(self, *, version: str, variants: Iterable[str]) -> None:
         registry = self.registry = CollectorRegistry()
+        # Label sets are closed, so each child is looked up once: `labels` itself costs as much as several observations.
         ProcessCollector(registry=registry)
         self.tenants: frozenset[str] = frozenset()
         self._variants = frozenset(variants)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"kontext_gateway_{name}", text, labels, registry=registry)
+            return _children(Counter(f"kontext_gateway_{name}", text, labels, registry=registry))
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"kontext_gateway_{name}", text, labels, registry=registry)
+            return _children(Gauge(f"kontext_gateway_{name}", text, labels, registry=registry))
 
         def histogram(name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"kontext_gateway_{name}", text, labels, buckets=buckets, registry=registry)
+            return _children(Histogram(f"kontext_gateway_{name}", text, labels, buckets=buckets, registry=registry))
 
         sale = ("tenant", "operation", "variant")
         self.http = histogram("http_request_duration_seconds", "Time from the first header to the last byte.",
