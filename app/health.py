@@ -1,4 +1,5 @@
-"""The process's heartbeat: lease, reaper, unwritten settlements, tenants file, and what readiness and gauges say.
+"""The process's heartbeat: lease, reaper, unwritten settlements, counts of free deliveries, tenants file, and what
+readiness and gauges say.
 
 Runs beside the listeners, once a second. When Redis is away it keeps trying, says so in readiness, and logs one line
 per change.
@@ -93,6 +94,7 @@ class Health:
                 await self._task
         with suppress(LedgerUnavailable):
             await self._gateway.ledger.write_unwritten()
+            await self._gateway.deliveries.flush()
             if not self._gateway.ledger.unwritten and not self._gateway.at_work:
                 await self._incarnation.leave()
 
@@ -130,6 +132,8 @@ class Health:
                 await self._gateway.ledger.write_unwritten()
                 if turn % REAP_EVERY == 0:
                     await reap(self._gateway.ledger, self._incarnation)
+                if not self._epoch.frozen:
+                    await self._gateway.deliveries.flush()
                 if turn % CHECK_EVERY == 0:
                     await self._check_ledger()
                 self._ledger(True)

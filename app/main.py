@@ -30,6 +30,7 @@ from app.prodia.client import Prodia
 from app.prodia.faults import Moderation, parse_money
 from app.prodia.retry import RetryBudget
 from app.prodia.turns import Turns
+from app.quota.deliveries import Deliveries
 from app.quota.epoch import Epoch
 from app.quota.ledger import Ledger, Moved
 from app.settings import Settings
@@ -141,6 +142,7 @@ def create_app(
             pepper=pepper,
             link_ttl=settings.gateway_image_url_ttl,
         ),
+        deliveries=Deliveries(ledger),
         deadline=settings.gateway_upstream_deadline,
         at_work=set(),
     )

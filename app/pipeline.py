@@ -33,6 +33,7 @@ from app.prodia.faults import RETRY, Fault, Money, Outcome, public_error
 from app.prodia.retry import Retries, RetryBudget
 from app.prodia.turns import Turn, Turns
 from app.prodia.wire import Call, Completed, Part
+from app.quota.deliveries import Deliveries
 from app.quota.hold import Hold, NotLeading
 from app.quota.ledger import Ledger
 from app.quota.refusals import RateState
@@ -103,6 +104,7 @@ class Gateway:
     money: Mapping[Outcome, Money]
     pepper: bytes
     pictures: Pictures
+    deliveries: Deliveries
     deadline: float
     at_work: set[asyncio.Task[Result]]
 
@@ -131,6 +133,7 @@ class Gateway:
         keep = control.keep and caller.tenant.cache.scope != "off"
         if keep and control.reuse and request.seed_given and (hit := await self.results.find(scope, digest)):
             record.cache = "hit"
+            self.deliveries.note(job, "cache", hit.price)
             return Delivery(job, hit, "cache", plans, keep)
         record.cache = "miss" if keep and control.reuse else "bypass"
         if control.only_if_cached:
@@ -147,6 +150,7 @@ class Gateway:
             except Elsewhere:
                 first = False
         record.cache = "coalesced"
+        self.deliveries.note(job, "coalesced", landed.price)
         return Delivery(job, landed, "coalesced", plans, keep)
 
     async def _led(self, flight: Flight, *how: Any) -> Result:

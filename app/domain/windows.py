@@ -38,6 +38,11 @@ def window(per: Per, timezone: str, at: float) -> tuple[int, int]:
     return start, end
 
 
+def local_date(timezone: str, at: float) -> date:
+    """The local date of an instant in Unix seconds."""
+    return _local(ZoneInfo(timezone), math.floor(at)).date()
+
+
 def _first_date(per: Per, day: date) -> date:
     if per == "week":
         return day - timedelta(days=day.weekday())

@@ -1,12 +1,13 @@
 #!lua flags=allow-oom
 -- The end of a reservation: SETTLED at a price, REFUNDED, or AMBIGUOUS (charged until reconciled). Moves the counters of the
--- windows it was reserved in, frees its places, and appends the ledger row, in one step. Idempotent by id.
+-- windows it was reserved in and the roll-up of its day, frees its places, and appends the ledger row, in one step. Idempotent by id.
 --
 -- An image counts once it was dispatched, whatever became of it; the dollars count when settled or ambiguous.
 -- A recorded price settles an AMBIGUOUS entry once; reconciliation may also refund it.
 --
 -- KEYS[1] ledger(tenant)  KEYS[2] reservation  KEYS[3] outstanding  KEYS[4] ambiguous  KEYS[5] rows
--- KEYS[6 .. 5+C] the concurrency sets, then the W window hashes, in the order of the reservation
+-- KEYS[6] usage(tenant, day it was reserved in)
+-- KEYS[7 .. 6+C] the concurrency sets, then the W window hashes, in the order of the reservation
 -- ARGV[1] id  ARGV[2] SETTLED | REFUNDED | AMBIGUOUS  ARGV[3] paid (micro-dollars; for SETTLED)
 -- ARGV[4] fence to match, or "" for any  ARGV[5] states it may come from, comma-separated
 -- ARGV[6] who: owner | reaper | reconcile   ARGV[7] JSON of further row fields
@@ -15,7 +16,7 @@
 --      or {"already", seq, state}                    an earlier call made the same transition
 --      or {"state", state or ""}                     not allowed from this state; nothing was changed
 local int = function(number) return string.format('%.0f', number) end
-local held = redis.call('HMGET', KEYS[2], 'state', 'fence', 'amount', 'windows', 'places', 'paid')
+local held = redis.call('HMGET', KEYS[2], 'state', 'fence', 'amount', 'windows', 'places', 'usage', 'group')
 local state, target = held[1], ARGV[2]
 if not state then return {'state', ''} end
 if state == target then return {'already', redis.call('HGET', KEYS[1], 'seq') or '0', state} end
@@ -26,35 +27,48 @@ local amount, paid = tonumber(held[3]), tonumber(ARGV[3])
 if target == 'SETTLED' and (paid < 0 or paid > amount) then return redis.error_reply('ERR paid is outside 0..amount') end
 local windows, taken = cjson.decode(held[4]), cjson.decode(held[5])
 local places = #taken
-local matches = #KEYS == 5 + places + #windows
-for i, place in ipairs(taken) do matches = matches and KEYS[5 + i] == place end
-for i, window in ipairs(windows) do matches = matches and KEYS[5 + places + i] == window[1] end
+local matches = #KEYS == 6 + places + #windows and KEYS[6] == held[6]
+for i, place in ipairs(taken) do matches = matches and KEYS[6 + i] == place end
+for i, window in ipairs(windows) do matches = matches and KEYS[6 + places + i] == window[1] end
 if not matches then return redis.error_reply('ERR the keys are not those of the reservation') end
 
 local was = state == 'AMBIGUOUS' and amount or 0
 local charge = target == 'SETTLED' and paid or (target == 'AMBIGUOUS' and amount or 0)
 local outstanding = state == 'RESERVED' or state == 'DISPATCHING'
+local more = cjson.decode(ARGV[7])
+local sent = state == 'DISPATCHING' and ARGV[9] ~= '1'
 -- Every key is read before any is written: one of a wrong type must fail while the books are still whole.
 redis.call('HLEN', KEYS[1])
 redis.call('ZCARD', KEYS[3])
 redis.call('ZCARD', KEYS[4])
 redis.call('XLEN', KEYS[5])
-for i = 1, places do redis.call('SCARD', KEYS[5 + i]) end
-for i = 1, #windows do redis.call('HLEN', KEYS[5 + places + i]) end
+redis.call('HLEN', KEYS[6])
+for i = 1, places do redis.call('SCARD', KEYS[6 + i]) end
+for i = 1, #windows do redis.call('HLEN', KEYS[6 + places + i]) end
 for i, window in ipairs(windows) do
-  local name, add = KEYS[5 + places + i], window[2]
+  local name, add = KEYS[6 + places + i], window[2]
   if redis.call('EXISTS', name) == 1 then
     local spent = charge - was
-    if window[3] == 'img' then spent = state == 'DISPATCHING' and ARGV[9] ~= '1' and add or 0 end
+    if window[3] == 'img' then spent = sent and add or 0 end
     if outstanding then redis.call('HINCRBY', name, 'reserved', int(-add)) end
     if spent ~= 0 then redis.call('HINCRBY', name, 'spent', int(spent)) end
   end
 end
-for i = 1, places do redis.call('SREM', KEYS[5 + i], ARGV[1]) end
+if redis.call('EXISTS', KEYS[6]) == 1 then
+  local function count(measure, by)
+    if by ~= 0 then redis.call('HINCRBY', KEYS[6], measure .. '\31' .. held[7], int(by)) end
+  end
+  count('images', sent and 1 or 0)
+  count('made', target == 'SETTLED' and more.image and 1 or 0)
+  count('spent', charge - was)
+  count('ambiguous', (target == 'AMBIGUOUS' and amount or 0) - was)
+  count('refunded', target == 'REFUNDED' and amount or 0)
+end
+for i = 1, places do redis.call('SREM', KEYS[6 + i], ARGV[1]) end
 redis.call('ZREM', KEYS[3], ARGV[1])
 local time = redis.call('TIME')
 local now_ms = int(tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000))
-redis.call('HSET', KEYS[2], 'state', target, 'paid', int(charge), 'ended', now_ms)
+redis.call('HSET', KEYS[2], 'state', target, 'paid', int(charge), 'ended', now_ms, 'image', more.image or '', 'reason', more.reason or '')
 if target == 'AMBIGUOUS' then
   redis.call('ZADD', KEYS[4], now_ms, ARGV[1])
 else
@@ -63,7 +77,11 @@ else
 end
 local row = {'id', ARGV[1], 'at', now_ms, 'state', target, 'from', state, 'by', ARGV[6], 'reserved', int(amount),
   'delta', int(charge - was)}
-for name, value in pairs(cjson.decode(ARGV[7])) do
+if ARGV[9] == '1' then
+  row[#row + 1] = 'unsent'
+  row[#row + 1] = '1'
+end
+for name, value in pairs(more) do
   row[#row + 1] = name
   row[#row + 1] = value
 end

@@ -8,7 +8,6 @@ upstream call live inside it. When Redis does not answer, a script is asked once
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -16,10 +15,12 @@ from typing import Any, Literal
 import orjson
 
 from app.domain.job import Job
-from app.errors import LedgerUnavailable, Refused
+from app.domain.usage import group
+from app.domain.windows import local_date
+from app.errors import GatewayError, LedgerUnavailable
 from app.quota.ledger import End, Finish, Ledger, window_key
 from app.quota.limits import caps, places
-from app.quota.refusals import cap_refusal, key_refusal
+from app.quota.refusals import cap_refusal, key_refusal, place_refusal
 from app.store import keys
 from app.store.redis import Script, script
 
@@ -50,6 +51,7 @@ class Hold:
         self.id = "res_" + secrets.token_hex(12)
         self._tenant = job.caller.tenant
         self._fence = 0
+        self._usage = ""
         self._taken: tuple[str, ...] = ()
         self.state: Literal["new", "reserved", "cleared", "dispatching", "ended"] = "new"
         self.remaining: dict[str, int] = {}
@@ -63,6 +65,7 @@ class Hold:
             "variant": job.variant,
             "type": job.type.type,
             "price": job.price,
+            "seed": str(job.request.seed),  # text, because Lua's numbers are doubles
         }
 
     async def __aenter__(self) -> Hold:
@@ -85,8 +88,9 @@ class Hold:
         ledger.active.add(self.id)
         try:
             for _ in range(6):
-                spans = ledger.propose_spans(tenant, {cap.per for cap in found})
-                order = list(spans)
+                spans = ledger.propose_spans(tenant, {"day", *(cap.per for cap in found)})
+                order, start = list(spans), spans["day"][0]
+                usage = keys.usage(tenant.id, start)
                 taken = [*seat_keys, *(window_key(tenant.id, cap, spans) for cap in found)]
                 ask = {
                     "id": self.id, "owner": ledger.owner, "digest": job.caller.token_digest,
@@ -97,6 +101,11 @@ class Hold:
                         for cap in found
                     ],
                     "keep": keys.WINDOW_KEEP_S, "facts": self.facts,
+                    "day": {
+                        "start": start, "date": str(local_date(tenant.timezone, start)), "keep": keys.USAGE_KEEP_S,
+                        "group": group(job),
+                    },
+                    "recent": {"max": keys.RECENT, "ms": keys.RECENT_MS},
                 }  # fmt: skip
                 if self._if_leading:
                     ask["leader"] = ledger.owner
@@ -105,12 +114,14 @@ class Hold:
                 reply = await self._ask(
                     RESERVE,
                     [keys.ledger(tenant.id), keys.reservation(tenant.id, self.id), keys.outstanding(tenant.id),
-                     keys.key(tenant.id, job.caller.key_id), *taken, *filter(None, (self._if_leading,))],
+                     keys.key(tenant.id, job.caller.key_id), usage, keys.days(tenant.id),
+                     keys.jobs(tenant.id, job.caller.key_id), *taken, *filter(None, (self._if_leading,))],
                     [orjson.dumps(ask)],
                 )  # fmt: skip
                 match reply[0]:
                     case b"ok":
-                        self._taken, self.state = tuple(taken), "cleared" if self._at_once else "reserved"
+                        self._usage, self._taken = usage, tuple(taken)
+                        self.state = "cleared" if self._at_once else "reserved"
                         ledger.epoch.saw(tenant.id, reply[1])
                         self.remaining = {
                             f"{cap.kind}-{cap.per}": int(left) for cap, left in zip(found, reply[2:], strict=False)
@@ -120,11 +131,7 @@ class Hold:
                         ledger.correct_span(tenant, reply)
                     case b"conc":
                         seat = seats[int(reply[1]) - 1]
-                        raise Refused(
-                            "concurrency_limited",
-                            f"All {seat.cap} concurrent jobs of this {seat.level} are taken.",
-                            retry_after=math.ceil(job.type.typical_seconds / 2), level=seat.level, limit=seat.cap,
-                        )  # fmt: skip
+                        raise place_refusal(seat, job.type)
                     case b"limit":
                         cap = found[int(reply[1]) - 1]
                         add = job.price if cap.kind == "usd" else 1
@@ -140,7 +147,7 @@ class Hold:
             raise LedgerUnavailable()
         except LedgerUnavailable:
             if self._at_once:  # it may stand there as dispatched, and certainly was not sent
-                self._taken, self.state = tuple(taken), "cleared"
+                self._usage, self._taken, self.state = usage, tuple(taken), "cleared"
                 ledger.unwritten[self.id] = self._finish("REFUNDED", "RESERVED,DISPATCHING", 0, {"reason": "unsent"})
             ledger.active.discard(self.id)
             raise
@@ -210,11 +217,12 @@ class Hold:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if self.state == "ended":
             return
+        reason = error.code if isinstance(error, GatewayError) else "left"
         # Shielded: a second cancellation must not lose the end of the reservation.
         if self.state == "dispatching":
-            await asyncio.shield(self.charge_unknown(reason="left"))
+            await asyncio.shield(self.charge_unknown(reason=reason))
         else:
-            await asyncio.shield(self.refund(reason="left"))
+            await asyncio.shield(self.refund(reason=reason))
 
     async def _end(self, end: End, sources: str, paid: int, row: Mapping[str, Any]) -> str:
         call = self._finish(end, sources, paid, row)
@@ -223,7 +231,8 @@ class Hold:
 
     def _finish(self, end: End, sources: str, paid: int, row: Mapping[str, Any]) -> Finish:
         return Finish(
-            self._tenant.id, self.id, self._taken, end, paid, "", sources, "owner", self.facts | dict(row),
+            self._tenant.id, self.id, self._usage, self._taken, end, paid, "", sources, "owner",
+            self.facts | dict(row),
             self._job.price, unsent=self.state == "cleared",
         )  # fmt: skip
 

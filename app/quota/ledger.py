@@ -48,6 +48,7 @@ class Finish:
 
     tenant: str
     reservation: str
+    usage: str
     taken: tuple[str, ...]
     end: End
     paid: int
@@ -66,7 +67,7 @@ class Finish:
         text = {name: (value or b"").decode() for name, value in record.items()}
         taken = (*json.loads(text["places"] or "[]"), *(window[0] for window in json.loads(text["windows"] or "[]")))
         return cls(
-            tenant, reservation, taken,
+            tenant, reservation, text["usage"], taken,
             end="REFUNDED" if text["state"] == "RESERVED" else "AMBIGUOUS",
             paid=0, fence=text["fence"], sources=text["state"], by="reaper",
             row={name: text[name] for name in facts} | {"reason": "reaped"}, amount=int(text["amount"] or 0),
@@ -194,6 +195,7 @@ class Ledger:
                     keys.outstanding(call.tenant),
                     keys.ambiguous(call.tenant),
                     keys.rows(call.tenant),
+                    call.usage,
                     *call.taken,
                 ],
                 [
@@ -225,13 +227,17 @@ class Ledger:
                 return
 
     async def usage(self, caller: Caller, user: str | None) -> list[dict[str, Any]]:
-        """Every cap of a caller with what is spent and reserved in its open window. Raises LedgerUnavailable."""
+        """Every cap of a caller in public words. Raises LedgerUnavailable."""
+        return [describe_cap(*counter) for counter in await self.counters(caller, user)]
+
+    async def counters(self, caller: Caller, user: str | None) -> list[tuple[Cap, tuple[int, int], int, int]]:
+        """Every cap of a caller with its open window and what is spent and reserved there. Raises LedgerUnavailable."""
         found = caps(caller, user)
         spans = await self._open_spans(caller.tenant, {cap.per for cap in found})
         names = [window_key(caller.tenant.id, cap, spans) for cap in found]
         values = await self.store.commands(*(("HMGET", name, "spent", "reserved") for name in names))
         return [
-            describe_cap(cap, spans[cap.per], int(value[0] or 0), int(value[1] or 0))
+            (cap, spans[cap.per], int(value[0] or 0), int(value[1] or 0))
             for cap, value in zip(found, values, strict=True)
         ]
 

@@ -9,11 +9,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from app.domain.catalog import JobType
 from app.domain.job import Caller
 from app.domain.pricing import usd
 from app.domain.tenant import Rate
 from app.errors import Refused
-from app.quota.limits import Cap, levels
+from app.quota.limits import Cap, Places, levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,17 @@ def cap_refusal(cap: Cap, span: tuple[int, int], spent: int, reserved: int, add:
         return Refused("budget_reserved", text, retry_after=2, **facts)
     text = f"The {cap.level}'s {noun} of this {cap.per} is {'used up' if by_spent else 'taken by jobs in flight'}."
     return Refused("image_quota_exhausted", text, retry_after=until_reset if by_spent else 2, **facts)
+
+
+def place_refusal(seat: Places, job_type: JobType) -> Refused:
+    """Every concurrent job of a level is taken; half of a typical job is when one comes free."""
+    return Refused(
+        "concurrency_limited",
+        f"All {seat.cap} concurrent jobs of this {seat.level} are taken.",
+        retry_after=math.ceil(job_type.typical_seconds / 2),
+        level=seat.level,
+        limit=seat.cap,
+    )
 
 
 def key_refusal(reason: bytes) -> Refused:

@@ -1,11 +1,15 @@
 -- Hold one image, one concurrency place and the price in every window of tenant, key and end user: all of them or none.
--- Idempotent by reservation id. Reads all, decides for all, writes all.
+-- Idempotent by reservation id. Reads all, decides for all, writes all. With it the job enters its key's list of recent jobs, and its
+-- local day, by the server's clock, is fixed: whenever it ends, it is that day's roll-up that moves.
 --
 -- KEYS[1] ledger(tenant)  KEYS[2] reservation  KEYS[3] outstanding(tenant)  KEYS[4] key(tenant, key id)
--- KEYS[5 .. 4+C] concurrency sets, then W window hashes, then with `leader` the flight
+-- KEYS[5] usage(tenant, the day's start)  KEYS[6] days(tenant)  KEYS[7] jobs(tenant, key id)
+-- KEYS[8 .. 7+C] concurrency sets, then W window hashes, then with `leader` the flight
 -- ARGV[1] JSON {id, owner, digest, epoch, mark, amount, spans: [[per, start, end] ...], conc: [cap ...],
 --               limits: [[cap, add, span index, kind: usd | img] ...], keep: seconds a window outlives its end, facts: {...},
+--               day: {start, date, keep: seconds its roll-up outlives its start, group}, recent: {max, ms},
 --               leader: who must lead the flight, if it has one, at_once: RESERVED and DISPATCHING in one step}
+--               `spans` has the day that `day` says, so that it is held against the clock like every window
 -- Returns {"ok", seq, remaining_1 ...}          held (or was held already by this id)
 --      or {"span", per, start, end, now_s}      the caller's idea of a window is not the open one; ask again with this
 --      or {"conc", index}                       concurrency cap of that set is reached
@@ -55,32 +59,36 @@ end
 
 local places = #ask.conc
 for i = 1, places do
-  if redis.call('SCARD', KEYS[4 + i]) >= ask.conc[i] then return {'conc', i} end
+  if redis.call('SCARD', KEYS[7 + i]) >= ask.conc[i] then return {'conc', i} end
 end
 
 local remaining, held = {}, {}
 for i, limit in ipairs(ask.limits) do
-  local window = redis.call('HMGET', KEYS[4 + places + i], 'spent', 'reserved')
+  local window = redis.call('HMGET', KEYS[7 + places + i], 'spent', 'reserved')
   local spent, reserved = tonumber(window[1] or '0'), tonumber(window[2] or '0')
   if spent + reserved + limit[2] > limit[1] then return {'limit', i, int(spent), int(reserved)} end
   remaining[i] = int(limit[1] - spent - reserved - limit[2])
-  held[i] = {KEYS[4 + places + i], limit[2], limit[4]}
+  held[i] = {KEYS[7 + places + i], limit[2], limit[4]}
 end
 
-redis.call('ZCARD', KEYS[3]) -- the one key not read yet: of a wrong type it must fail before anything is written
+-- The keys not read yet: one of a wrong type must fail before anything is written.
+redis.call('ZCARD', KEYS[3])
+redis.call('HLEN', KEYS[5])
+redis.call('ZCARD', KEYS[6])
+redis.call('ZCARD', KEYS[7])
 
 for per, value in pairs(opened) do redis.call('HSET', KEYS[1], 'w:' .. per, value) end
 for i, limit in ipairs(ask.limits) do
-  redis.call('HINCRBY', KEYS[4 + places + i], 'reserved', int(limit[2]))
-  redis.call('EXPIREAT', KEYS[4 + places + i], int(ask.spans[limit[3]][3] + ask.keep))
+  redis.call('HINCRBY', KEYS[7 + places + i], 'reserved', int(limit[2]))
+  redis.call('EXPIREAT', KEYS[7 + places + i], int(ask.spans[limit[3]][3] + ask.keep))
 end
 local taken = {}
 for i = 1, places do
-  redis.call('SADD', KEYS[4 + i], ask.id)
-  taken[i] = KEYS[4 + i]
+  redis.call('SADD', KEYS[7 + i], ask.id)
+  taken[i] = KEYS[7 + i]
 end
 local facts = {'state', target, 'fence', '0', 'owner', ask.owner, 'amount', int(ask.amount), 'created', int(now_ms),
-  'windows', cjson.encode(held), 'places', cjson.encode(taken)}
+  'windows', cjson.encode(held), 'places', cjson.encode(taken), 'usage', KEYS[5], 'group', ask.day.group}
 for name, value in pairs(ask.facts) do
   facts[#facts + 1] = name
   facts[#facts + 1] = value
@@ -89,5 +97,13 @@ redis.call('HSET', KEYS[2], unpack(facts))
 if ask.at_once then redis.call('HSET', KEYS[2], 'dispatched', int(now_ms)) end
 if ask.at_once and ask.leader then redis.call('HSET', KEYS[#KEYS], 'state', 'sent', 'started', int(now_ms)) end
 redis.call('ZADD', KEYS[3], int(now_ms), ask.id)
+if redis.call('HSETNX', KEYS[5], 'date', ask.day.date) == 1 then
+  redis.call('EXPIREAT', KEYS[5], int(ask.day.start + ask.day.keep))
+  redis.call('ZADD', KEYS[6], int(ask.day.start), int(ask.day.start))
+  redis.call('ZREMRANGEBYSCORE', KEYS[6], '-inf', int(now - ask.day.keep))
+end
+redis.call('ZADD', KEYS[7], int(now_ms), ask.id)
+redis.call('ZREMRANGEBYRANK', KEYS[7], 0, -1 - ask.recent.max)
+redis.call('PEXPIRE', KEYS[7], int(ask.recent.ms))
 seq = redis.call('HINCRBY', KEYS[1], 'seq', 1)
 return {'ok', int(seq), unpack(remaining)}

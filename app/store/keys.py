@@ -15,6 +15,8 @@ TOMBSTONE_MS = 48 * 3_600_000  # a finished reservation stays known for longer t
 WINDOW_KEEP_S = 35 * 86_400  # a window stays readable after its end, for late settlements and reports
 FLIGHT_MS = 15 * 60_000  # longer than any deadline
 LANDED_MS = 60_000  # a finished flight stays visible for callers that looked into the cache just before
+USAGE_KEEP_S = 400 * 86_400  # a day's roll-up, counted from its start
+RECENT, RECENT_MS = 100, 48 * 3_600_000  # how many jobs of a key are listed, and for how long
 CLAIM_S = 600  # how long a result that must not be reused waits for those it was made for
 
 ROOT = "kg:{ledger}"
@@ -79,6 +81,24 @@ def ambiguous(tenant: str) -> str:
 def rows(tenant: str) -> str:
     """Stream: the append-only ledger; the sum of `delta` equals the spent dollars. Never trimmed."""
     return f"kg:{{t:{tenant}}}:rows"
+
+
+def usage(tenant: str, day: int) -> str:
+    """Hash: the roll-up of one local day, by its start in Unix seconds: date, and "<measure>\\x1f<group>" -> integer.
+
+    A group is key id, end user, tags, variant and operation as the tenant sent them (`app.domain.usage`).
+    """
+    return f"kg:{{t:{tenant}}}:use:{day}"
+
+
+def days(tenant: str) -> str:
+    """Sorted set: starts of the days that have a roll-up."""
+    return f"kg:{{t:{tenant}}}:days"
+
+
+def jobs(tenant: str, key_id: str) -> str:
+    """Sorted set: ids of a key's last RECENT reservations, by creation time in ms."""
+    return f"kg:{{t:{tenant}}}:jobs:{key_id}"
 
 
 def flight(scope: str, fingerprint: str) -> str:

@@ -5,6 +5,7 @@
     I3  settled <= billed upstream <= settled + ambiguous (exactly the sum of both where nothing was killed)
     I4  no job is billed twice
     I5  at rest nothing is open: no reservation, no place
+    usage    a day's roll-up is the rows of the jobs reserved on it, group by group, and its day window's spent
     metrics  the cost counters of all replicas say what the rows say
 
 It reads Redis by itself and knows the key schema only by its published form, so that no mistake hides in it.
@@ -24,7 +25,7 @@ import redis
 
 from tests.fleet import Fleet, wait_until
 
-Invariant = Literal["I1", "I2", "I3", "I4", "I5", "I7", "metrics", "model"]
+Invariant = Literal["I1", "I2", "I3", "I4", "I5", "I7", "usage", "metrics", "model"]
 MICRO = 1_000_000
 OPEN = ("RESERVED", "DISPATCHING")
 
@@ -55,6 +56,7 @@ class Books:
     """Everything a ledger holds about one tenant's money, as text and whole numbers. Amounts in micro-dollars."""
 
     windows: dict[str, tuple[int, int]] = field(default_factory=dict)
+    usage: dict[str, dict[str, str]] = field(default_factory=dict)
     holds: dict[str, dict[str, str]] = field(default_factory=dict)
     rows: list[dict[str, str]] = field(default_factory=list)
     outstanding: set[str] = field(default_factory=set)
@@ -70,6 +72,8 @@ class Books:
             if kind == "win":
                 spent, reserved = client.hmget(name, "spent", "reserved")
                 books.windows[name] = (int(spent or 0), int(reserved or 0))
+            elif kind == "use":
+                books.usage[name] = _text(client.hgetall(name))
             elif kind == "res":
                 books.holds[rest] = _text(client.hgetall(name))
             elif kind == "conc":
@@ -90,8 +94,9 @@ class Books:
         return sum(int(row["delta"]) for row in self.rows)
 
     def violations(self) -> list[Violation]:
-        """I2 of every reservation, window and row. Holds at any instant, not only at rest."""
-        return [Violation("I2", text) for text in (*self._holds(), *self._windows(), *self._sets())]
+        """I2 of every reservation, window and row, and usage. Holds at any instant, not only at rest."""
+        balance = [Violation("I2", text) for text in (*self._holds(), *self._windows(), *self._sets())]
+        return balance + [Violation("usage", text) for text in self._usage()]
 
     def _holds(self) -> Iterable[str]:
         for name in {row["id"] for row in self.rows} - self.holds.keys():
@@ -117,7 +122,7 @@ class Books:
     def _windows(self) -> Iterable[str]:
         spent: Counter[str] = Counter()
         reserved: Counter[str] = Counter()
-        first = {row["id"]: row["from"] for row in reversed(self.rows)}
+        first = {row["id"]: row["from"] for row in reversed(self.rows) if "unsent" not in row}
         for name, hold in self.holds.items():
             for window, add, kind in json.loads(hold["windows"]):
                 if hold["state"] in OPEN:
@@ -131,6 +136,31 @@ class Books:
             if says != due:
                 yield f"{window} says (spent, reserved) = {says}; its reservations say {due}"
 
+    def _usage(self) -> Iterable[str]:
+        due: dict[str, Counter[str]] = {}
+        for row in self.rows:
+            if (hold := self.holds.get(row["id"])) is None:
+                continue
+            amount, was = int(row["reserved"]), int(row["reserved"]) if row["from"] == "AMBIGUOUS" else 0
+            day = due.setdefault(hold["usage"], Counter())
+            for figure, by in {
+                "images": row["from"] == "DISPATCHING" and "unsent" not in row,
+                "made": row["state"] == "SETTLED" and "image" in row,
+                "spent": int(row["delta"]),
+                "ambiguous": (amount if row["state"] == "AMBIGUOUS" else 0) - was,
+                "refunded": amount if row["state"] == "REFUNDED" else 0,
+            }.items():
+                day[f"{figure}\x1f{hold['group']}"] += by
+        for name in {*self.usage, *due}:
+            says = {at: int(value) for at, value in self.usage.get(name, {}).items() if _paid(at) and int(value)}
+            wanted = {at: value for at, value in due.get(name, Counter()).items() if value}
+            if says != wanted:
+                yield f"{name} says {says}; its rows say {wanted}"
+            window = self.windows.get(name.replace(":use:", ":win:tenant:all:usd:day:"))
+            spent = sum(int(value) for at, value in self.usage.get(name, {}).items() if at.startswith("spent\x1f"))
+            if window is not None and window[0] != spent:
+                yield f"{name} has {spent} spent, the window of that day {window[0]}"
+
     def _sets(self) -> Iterable[str]:
         states = {name: hold["state"] for name, hold in self.holds.items()}
         if self.outstanding != {name for name, state in states.items() if state in OPEN}:
@@ -143,6 +173,11 @@ class Books:
                 name for name, places in taken.items() if any(at.endswith(f"conc:{place}") for at in places)
             }:
                 yield f"the places of {place} are not taken by those who hold them"
+
+
+def _paid(counter: str) -> bool:
+    """Whether a counter of a day is about jobs; the others count what was delivered for nothing."""
+    return counter.partition("\x1f")[0] in ("images", "made", "spent", "ambiguous", "refunded")
 
 
 def _names(members: Any) -> set[str]:

@@ -143,7 +143,7 @@ def _flight_per_process() -> None:
     Flights._join, Flights._mark = join, mark  # type: ignore[method-assign]
 
 
-_OPEN_WINDOW = """local name, add = KEYS[5 + places + i], window[2]
+_OPEN_WINDOW = """local name, add = KEYS[6 + places + i], window[2]
   local open = string.match(redis.call('HGET', KEYS[1], 'w:' .. string.match(name, ':(%a+):%d+$')) or '', '^%d+')
   if open then name = string.gsub(name, '%d+$', open) end"""
 
@@ -156,11 +156,15 @@ MUTANTS: dict[str, Mutant] = {
     "seedless-coalesced": Mutant("takes all seedless requests for equal", "seedless flock", "I7", _seedless_coalesced),
     "window-at-settle": Mutant(
         "settles in the window of now", "machine", "I2",
-        script="finish", change=("local name, add = KEYS[5 + places + i], window[2]", _OPEN_WINDOW),
+        script="finish", change=("local name, add = KEYS[6 + places + i], window[2]", _OPEN_WINDOW),
     ),
     "charged-twice": Mutant(
         "settles an ambiguous job on top of its charge", "machine", "I2",
         script="finish", change=("state == 'AMBIGUOUS' and amount or 0\n", "0\n"),
+    ),
+    "charge-reported-twice": Mutant(
+        "adds a late settlement to the day's usage on top of its charge", "machine", "usage",
+        script="finish", change=("count('spent', charge - was)", "count('spent', charge)"),
     ),
     "stale-reaper": Mutant(
         "ends a reservation whatever its fence", "machine", "model",
@@ -172,7 +176,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "hold-by-hold": Mutant(
         "holds each level as it is checked", "machine", "I2",
-        script="reserve", change=(_LIMIT, _LIMIT + "\n  redis.call('HINCRBY', KEYS[4 + places + i], 'reserved', 1)"),
+        script="reserve", change=(_LIMIT, _LIMIT + "\n  redis.call('HINCRBY', KEYS[7 + places + i], 'reserved', 1)"),
     ),
     "off-by-one-cap": Mutant(
         "lets a cap be passed by one micro-dollar", "machine", "model",

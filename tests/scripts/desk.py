@@ -13,7 +13,8 @@ import redis
 from app.store import keys
 
 TENANT, KEY, DIGEST, EPOCH = "acme", "key_1", "d1", "led_1"
-NAMES = ("admit", "reserve", "dispatch", "retract", "finish")
+NAMES = ("admit", "reserve", "dispatch", "retract", "finish", "tally")
+DATE, USAGE_KEEP, RECENT = "2026-11-24", 400 * 86_400, 5
 FAR = 1_000_000  # seconds to the end of a window that is not to end
 
 
@@ -87,6 +88,8 @@ class Desk:
             "spans": [["day", *span]], "conc": [cap for _, cap in places],
             "limits": [[limit.cap, limit.add, 1, limit.kind] for limit in limits],
             "keep": 60, "facts": {"tenant": TENANT},
+            "day": {"start": span[0], "date": DATE, "keep": USAGE_KEEP, "group": owner},
+            "recent": {"max": RECENT, "ms": 60_000},
         }  # fmt: skip
         return self.run("reserve", self.reserve_keys(name, limits, span[0], places), [json.dumps(ask)])
 
@@ -95,6 +98,7 @@ class Desk:
     ) -> list[str]:
         """KEYS of a reservation."""
         fixed = [keys.ledger(TENANT), keys.reservation(TENANT, name), keys.outstanding(TENANT), keys.key(TENANT, KEY)]
+        fixed += [keys.usage(TENANT, start), keys.days(TENANT), keys.jobs(TENANT, KEY)]
         seats = [keys.concurrency(TENANT, "tenant", subject) for subject, _ in places]
         return [*fixed, *seats, *(limit.key(start) for limit in limits)]
 
@@ -110,15 +114,22 @@ class Desk:
     def finish(
         self, name: str, end: str, sources: str, *, paid: int = 0, fence: str = "", by: str = "owner"
     ) -> list[Any]:
-        """The end of a reservation, over the keys that its own record names."""
-        return self.run("finish", self.finish_keys(name), [name, end, paid, fence, sources, by, "{}", 60_000])
+        """The end of a reservation, over the keys that its own record names; what is settled has a picture."""
+        more = json.dumps({"image": f"img_{name}"} if end == "SETTLED" else {"reason": "test"})
+        return self.run("finish", self.finish_keys(name), [name, end, paid, fence, sources, by, more, 60_000])
+
+    def tally(self, process: str, number: int, day: int, counts: Mapping[str, int]) -> list[Any]:
+        """Add counts of free deliveries to a day."""
+        pairs = [part for pair in counts.items() for part in pair]
+        return [self.client.eval(self.text["tally"], 2, keys.usage(TENANT, day), keys.days(TENANT),
+                                 process, number, day, DATE, USAGE_KEEP, *pairs)]  # fmt: skip
 
     def finish_keys(self, name: str) -> list[str]:
         """KEYS of the end of a reservation."""
-        windows, places = self.client.hmget(keys.reservation(TENANT, name), "windows", "places")
+        windows, places, usage = self.client.hmget(keys.reservation(TENANT, name), "windows", "places", "usage")
         taken = [*json.loads(places or "[]"), *(window[0] for window in json.loads(windows or "[]"))]
         fixed = [keys.ledger(TENANT), keys.reservation(TENANT, name), keys.outstanding(TENANT)]
-        return [*fixed, keys.ambiguous(TENANT), keys.rows(TENANT), *taken]
+        return [*fixed, keys.ambiguous(TENANT), keys.rows(TENANT), (usage or b"").decode(), *taken]
 
     def everything(self) -> dict[str, object]:
         """The whole server, to see whether anything changed."""
