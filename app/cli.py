@@ -1,4 +1,4 @@
-"""The commands: `kontext-gateway serve | sandbox | check | keys | ledger | health`.
+"""The commands: `kontext-gateway serve | sandbox | check | keys | ledger | usage | health`.
 
 Thin: each reads settings, calls one part of the app, and says in plain words what happened. A mistake is a line with
 its place and exit code 1, never a traceback.
@@ -22,11 +22,14 @@ from pydantic import SecretStr, ValidationError
 from app.domain.catalog import CatalogError
 from app.domain.tenant import KeyPolicy, parse_duration, parse_limits
 from app.domain.tenants_file import TenantsFileError, load
-from app.errors import LedgerUnavailable
+from app.domain.usage import parse_query
+from app.domain.windows import local_date
+from app.errors import InvalidRequest, LedgerUnavailable
 from app.health import VolatileLedger
 from app.main import load_catalog, offered
 from app.quota import epoch
 from app.quota.epoch import NoLedger
+from app.quota.usage import read as read_usage
 from app.sandbox import FaultError, SandboxConfig, load_scenario, serve_sandbox, switched
 from app.serve import DEMO, pepper_of, run
 from app.settings import LedgerSettings, Settings, address
@@ -233,6 +236,32 @@ def ledger_release() -> None:
         print(f"released as {_with_store(_settings(LedgerSettings), epoch.release)}")
     except NoLedger:
         _fail("there is no ledger; run: kontext-gateway ledger init")
+
+
+@cli.command()
+def usage(
+    tenant: Tenant,
+    first: Annotated[str | None, typer.Option("--from", help="First day, such as 2026-11-01.")] = None,
+    until: Annotated[str | None, typer.Option("--to", help="First day that is left out.")] = None,
+    per: Annotated[str | None, typer.Option("--per", help="day, month or total.")] = None,
+    group_by: Annotated[
+        str | None, typer.Option("--group-by", help="key, user, tags, variant, operation, source.")
+    ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Spend of a tenant from the ledger, as `GET /v1/usage` gives it."""
+    settings = _settings(LedgerSettings)
+    known = _checked(lambda: _tenants(settings)).get(tenant)
+    zone = known.timezone if known else "UTC"  # of a tenant that left the file the ledger still knows
+    given = {"from": first, "to": until, "per": per, "group_by": group_by}
+    try:
+        query = parse_query([(n, v) for n, v in given.items() if v is not None], today=local_date(zone, time.time()))
+        report = _with_store(settings, lambda store: read_usage(store, tenant, zone, query))
+    except InvalidRequest as error:
+        _fail(f"--{(error.field or '').replace('_', '-')}: {error.detail.replace('`', '')}")
+    if not known and not report.rows:
+        _fail(f"--tenant: there is no tenant {tenant[:64]!r} in the tenants file, and no usage of it")
+    print(report.csv() if as_csv else json.dumps(report.document(), indent=1), end="" if as_csv else "\n")
 
 
 def _settings(read: Callable[[], T]) -> T:

@@ -37,7 +37,7 @@ from app.settings import Settings
 from app.store.blobs import Spool
 from app.store.lease import Incarnation
 from app.store.redis import Store
-from app.surfaces import native
+from app.surfaces import native, reports
 from app.surfaces import ops as ops_surface
 from app.surfaces.dialect import on_crash, on_error, on_http_error
 from app.surfaces.native_schema import complete
@@ -45,7 +45,7 @@ from app.telemetry.access import Access
 from app.telemetry.metrics import Metrics
 from app.tenants import Keyring, Tenants
 
-SURFACES = (native,)
+SURFACES = (native, reports)
 VERSION = metadata.version("kontext-gateway")
 
 

@@ -6,6 +6,7 @@ whoever asks. When the ledger is away, a link cannot be checked and `LedgerUnava
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import time
 
 from app.cache.results import Result, Results
@@ -43,24 +44,33 @@ class Pictures:
             raise _no_picture()
         return await self._readable(tenant, wanted)
 
+    async def heads(self, caller: Caller, wanted: Sequence[str]) -> dict[str, tuple[Result, int]]:
+        """By id, the pictures that this caller may read now, without their bytes, and how many these are."""
+        found = await self._results.heads(_scopes(caller.tenant), wanted)
+        return {name: head for name, head in found.items() if self._shown(caller.tenant, head[0])}
+
     def link(self, caller: Caller, result: Result) -> str:
         """A signed link to a picture, good for `link_ttl` seconds."""
         expires = int(time() + self._link_ttl)
         return signing.link(self._pepper, result.image_id, caller.tenant.id, caller.key_id, expires)
 
     async def _readable(self, tenant: Tenant, wanted: str) -> Result:
-        scopes = [f"t:{tenant.id}"]
-        if tenant.cache.scope.startswith("pool:"):
-            scopes.insert(0, tenant.cache.scope)
-        found = await self._results.by_id(tuple(scopes), wanted)
-        if found is None:
+        found = await self._results.by_id(_scopes(tenant), wanted)
+        if found is None or not self._shown(tenant, found):
             raise _no_picture()
+        return found
+
+    def _shown(self, tenant: Tenant, found: Result) -> bool:
         kind = next((job for job in self._catalog.jobs if job.type == found.job_type), None)
         knob = kind.role("safety") if kind else None
         default = int(knob[1].default or 0) if knob else None
-        if not policy.readable(tenant, found.operation, found.variant, found.safety_applied, default):
-            raise _no_picture()
-        return found
+        return policy.readable(tenant, found.operation, found.variant, found.safety_applied, default)
+
+
+def _scopes(tenant: Tenant) -> tuple[str, ...]:
+    """Where a tenant's pictures lie."""
+    own = f"t:{tenant.id}"
+    return (tenant.cache.scope, own) if tenant.cache.scope.startswith("pool:") else (own,)
 
 
 def _no_picture() -> Refused:

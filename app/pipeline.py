@@ -122,14 +122,14 @@ class Gateway:
     async def submit(self, caller: Caller, ask: Ask, control: Control, record: Record) -> Delivery:
         """From what a caller wrote to a finished picture. Raises GatewayError; nothing is charged unless it says so."""
         until = monotonic() + self.deadline - (perf_counter() - record.began)
-        request = validate(await self._chosen(caller, ask), self.catalog)
+        request = validate(await self.chosen(caller, ask), self.catalog)
         record.operation, record.variant = request.job_type.operation, request.job_type.variant
         job = policy.apply(caller, request)
         record.safety_action = job.safety.action
-        plans = self._inspect(job)
+        plans = self.plans(job)
         if request.user is not None:
             record.rates += await self.ledger.admit_user(caller, request.user)
-        scope, digest = await self._where(job)
+        scope, digest = await self.where(job)
         keep = control.keep and caller.tenant.cache.scope != "off"
         if keep and control.reuse and request.seed_given and (hit := await self.results.find(scope, digest)):
             record.cache = "hit"
@@ -165,11 +165,11 @@ class Gateway:
                 work.cancel()
             raise
 
-    async def _chosen(self, caller: Caller, ask: Ask) -> Ask:
+    async def chosen(self, caller: Caller, ask: Ask, *, uploads_needed: bool = True) -> Ask:
         """The ask with `auto` replaced by a variant; what is left of the budgets is only read where it matters."""
         if not auto.asked(ask):
             return ask
-        options = auto.options(caller, ask, self.catalog, self.guidance)
+        options = auto.options(caller, ask, self.catalog, self.guidance, uploads_needed=uploads_needed)
         return auto.pick(options, await self.ledger.left(caller, options.user) if len(options.prices) > 1 else None)
 
     async def _lead(
@@ -319,14 +319,15 @@ class Gateway:
         if refusal := policy.still_allowed(job, now):
             raise refusal
 
-    def _inspect(self, job: Job) -> dict[str, Plan]:
+    def plans(self, job: Job) -> dict[str, Plan]:
+        """What is done to make each upload conform. Raises InvalidImage."""
         request, keep = job.request, job.caller.tenant.keep_metadata
         return {
             rule.name: inspect(request.uploads[rule.name].data, rule, fit=request.fit, keep_metadata=keep)
             for rule in job.type.inputs
         }
 
-    async def _where(self, job: Job) -> tuple[str, str]:
+    async def where(self, job: Job) -> tuple[str, str]:
         """Cache scope and digest of a job."""
         cache = job.caller.tenant.cache.scope
         scope = cache if cache.startswith("pool:") else f"t:{job.caller.tenant.id}"

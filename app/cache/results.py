@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import orjson
@@ -40,6 +41,7 @@ class Result:
     scope: str
 
 
+HEAD = 2048  # bytes that surely hold a record
 _RECORD = tuple(field.name for field in fields(Result) if field.name != "image")
 
 
@@ -68,6 +70,24 @@ class Results:
             if found is not None and found.image_id == wanted:
                 return found
         return None
+
+    async def heads(self, scopes: tuple[str, ...], wanted: Sequence[str]) -> dict[str, tuple[Result, int]]:
+        """By image id, those of the wanted pictures that are there, without their bytes, and how many these are.
+
+        Only what a picture's record says is read, in one round trip, so it is not known whether its bytes are whole.
+        """
+        names = [keys.result(scope, name.removeprefix("img_")[:40]) for scope in scopes for name in wanted]
+        reads = [part for name in names for part in (("GETRANGE", name, 0, HEAD - 1), ("STRLEN", name))]
+        try:
+            found = await self._store.commands(*reads)
+        except LedgerUnavailable:
+            return {}
+        heads: dict[str, tuple[Result, int]] = {}
+        for value, length in zip(found[::2], found[1::2], strict=True):
+            record, end = _record(memoryview(value))
+            if record is not None and record.image_id in wanted:
+                heads.setdefault(record.image_id, (record, length - end))
+        return heads
 
     async def store(self, digest: str, result: Result, ttl: int) -> bool:
         """Keep a result for `ttl` seconds; False when the cache did not acknowledge it."""
@@ -105,12 +125,20 @@ def decode(value: bytes | None) -> Result | None:
     if value is None or len(value) < 8:
         return None
     view = memoryview(value)
+    record, end = _record(view)
+    if record is None:
+        return None
+    result = replace(record, image=bytes(view[end:]))
+    return result if hashlib.sha256(result.image).hexdigest() == result.sha256 else None
+
+
+def _record(view: memoryview) -> tuple[Result | None, int]:
+    """The result at the beginning of a stored value, without its image, and where that begins."""
     end = 8 + int.from_bytes(view[4:8], "big")
     if zlib.crc32(view[4:end]) != int.from_bytes(view[:4], "big"):
-        return None
+        return None, end
     try:
         record: dict[str, Any] = orjson.loads(view[8:end])
-        result = Result(image=bytes(view[end:]), **record)
+        return Result(image=b"", **record), end
     except (ValueError, TypeError):
-        return None
-    return result if hashlib.sha256(result.image).hexdigest() == result.sha256 else None
+        return None, end

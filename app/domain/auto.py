@@ -33,7 +33,7 @@ def asked(ask: Ask) -> bool:
     return ask.fields.get("variant") == AUTO
 
 
-def options(caller: Caller, ask: Ask, catalog: Catalog, guidance: Guidance) -> Options:
+def options(caller: Caller, ask: Ask, catalog: Catalog, guidance: Guidance, *, uploads_needed: bool = True) -> Options:
     """What `auto` may choose from for this request.
 
     Raises:
@@ -53,7 +53,7 @@ def options(caller: Caller, ask: Ask, catalog: Catalog, guidance: Guidance) -> O
     refusal: Refused | None = None
     user: str | None = None
     for name in fitting:
-        request = validate(_with(ask, name), catalog)
+        request = validate(_with(ask, name), catalog, uploads_needed=uploads_needed)
         user = request.user
         try:
             prices[name] = policy.apply(caller, request).price

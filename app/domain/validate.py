@@ -21,8 +21,11 @@ SEED_MAXIMUM = 2**53 - 1
 ENVELOPE = ("variant", "output_format", "fit", "response_format", "user", "tags")
 
 
-def validate(ask: Ask, catalog: Catalog) -> Request:
+def validate(ask: Ask, catalog: Catalog, *, uploads_needed: bool = True) -> Request:
     """The request that `ask` stands for.
+
+    Args:
+        uploads_needed: False where inputs may be left out, because nothing is going to be made of them.
 
     Raises:
         InvalidRequest: names the field, its range, and for a field of another variant the variants that have it.
@@ -35,7 +38,7 @@ def validate(ask: Ask, catalog: Catalog) -> Request:
             raise unknown(name, ask, job_type, catalog)
     parameters = _parameters(ask, job_type, output)
     for rule in job_type.inputs:
-        if rule.name not in ask.uploads:
+        if uploads_needed and rule.name not in ask.uploads:
             raise InvalidRequest(f"`{rule.name}` is required: the image to start from.", field=rule.name)
     for name in ask.uploads:
         if name not in {rule.name for rule in job_type.inputs}:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from app.errors import Charged, UpstreamError
+from app.errors import CODES, Charged, UpstreamError
 
 Outcome = Literal[
     "unsent",  # DNS, connect or TLS failure, or the last chunk of the body was never handed to the socket
@@ -123,6 +123,15 @@ def public_error(fault: Fault, charged: Charged) -> UpstreamError:
     if code in ("upstream_busy", "upstream_unavailable"):
         retry_after = max(1, min(60, math.ceil(fault.retry_after or 0)))
     return UpstreamError(code, fault.detail, field=fault.field, retry_after=retry_after, charged=charged, **extra)
+
+
+def code_of(reason: str, *, charged: Charged) -> str:
+    """The error code of a job's end by the reason in its ledger row: an outcome, an error code, or a dead owner."""
+    if reason in _CODE:
+        return _CODE[reason]
+    if reason in CODES:
+        return reason
+    return "upstream_timeout" if charged == "unknown" else "internal"
 
 
 def parse_money(overrides: str | Mapping[str, str]) -> dict[Outcome, Money]:

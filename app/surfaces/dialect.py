@@ -12,6 +12,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.cache.results import Result
 from app.errors import GatewayError
 from app.pipeline import Control
 from app.surfaces.deps import record_of
@@ -33,16 +34,30 @@ def accepted(header: str | None) -> Accepted:
     type."""
     if not header:
         return Accepted(False, None)
-    ranges = []
-    for part in header.split(","):
-        kind, *options = (piece.strip().lower() for piece in part.split(";"))
-        weights = [option[2:] for option in options if option.startswith("q=")]
-        ranges.append((kind, _weight(weights[0]) if weights else 1.0))
+    ranges = _ranges(header)
     json = max((q for kind, q in ranges if kind in ("application/json", "application/*")), default=0.0)
     image = max((q for kind, q in ranges if kind.startswith("image/") or kind == "*/*"), default=0.0)
     concrete = {kind for kind, q in ranges if kind.startswith("image/") and q > 0}
     only = concrete.pop() if len(concrete) == 1 else None
     return Accepted(json > image, FORMATS.get(only or ""))
+
+
+def prefers_csv(header: str | None) -> bool:
+    """Whether an Accept header prefers CSV to JSON; JSON where it names neither, and where it likes them alike."""
+    ranges = _ranges(header or "")
+    csv = max((q for kind, q in ranges if kind in ("text/csv", "text/*")), default=0.0)
+    json = max((q for kind, q in ranges if kind in ("application/json", "application/*")), default=0.0)
+    return csv > json
+
+
+def _ranges(header: str) -> list[tuple[str, float]]:
+    """The media ranges of an Accept header with their weights."""
+    ranges = []
+    for part in header.split(","):
+        kind, *options = (piece.strip().lower() for piece in part.split(";"))
+        weights = [option[2:] for option in options if option.startswith("q=")]
+        ranges.append((kind, _weight(weights[0]) if weights else 1.0))
+    return ranges
 
 
 def _weight(text: str) -> float:
@@ -57,6 +72,19 @@ def control(header: str | None) -> Control:
     words = {word.strip().lower() for word in (header or "").split(",")}
     store = "no-store" not in words
     return Control(reuse=store and "no-cache" not in words, keep=store, only_if_cached="only-if-cached" in words)
+
+
+def json_response(body: dict[str, Any]) -> Response:
+    """A document that no cache may keep."""
+    return Response(orjson.dumps(body), media_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def picture_document(result: Result, size: int) -> dict[str, Any]:
+    """The members of a stored picture that every JSON reply has; `size` in bytes."""
+    return {
+        "id": result.image_id, "sha256": result.sha256, "content_type": result.content_type,
+        "width": result.width, "height": result.height, "bytes": size,
+    }  # fmt: skip
 
 
 def problem(error: GatewayError, request_id: str) -> dict[str, Any]:

@@ -26,17 +26,14 @@ from app.domain.advice import advise
 from app.domain.job import Ask, Caller
 from app.domain.pricing import usd
 from app.domain.tenant import Limits
-from app.domain.upload import Upload
-from app.errors import InvalidRequest, Refused
+from app.errors import Refused
 from app.pipeline import Delivery, Gateway
 from app.surfaces import native_schema
-from app.surfaces.body import EDIT_JSON_BYTES, JSON_SLACK, decode_base64, media_type, read_form, read_json
+from app.surfaces.asks import IMAGE_ID, read_edit, read_generate
 from app.surfaces.deps import KeyCaller, by_key, gateway_of, record_of
-from app.surfaces.dialect import accepted, control
-from app.surfaces.native_schema import IMAGE_ID
+from app.surfaces.dialect import accepted, control, json_response, picture_document
 
 router = APIRouter()
-_DATA_URL = re.compile(r"data:image/[a-z.+-]{1,32};base64,", re.ASCII)
 _GONE = Response(status_code=499)
 
 
@@ -45,8 +42,7 @@ async def generate(request: Request, caller: KeyCaller) -> Response:
     """Make a picture from a text."""
     gateway = gateway_of(request)
     record_of(request).operation = "generate"
-    _require(request, "application/json")
-    fields = await read_json(request, JSON_SLACK)
+    fields = await read_generate(request)
     return await _serve(request, caller, gateway, Ask("generate", fields, accepted_format=_accepted(request).format))
 
 
@@ -55,22 +51,9 @@ async def edit(request: Request, caller: KeyCaller) -> Response:
     """Change a picture as an instruction says."""
     gateway = gateway_of(request)
     record_of(request).operation = "edit"
-    kind, options = media_type(request)
-    chosen = _accepted(request).format
-    if kind == "multipart/form-data":
-        form = await read_form(request, options)
-        if name := next((name for name in _inputs(gateway) if name in form.fields), None):
-            raise InvalidRequest(f"`{name}` must be a file: a part with a file name or an image type.", field=name)
-        fields: dict[str, Any] = {name: values if name == "tags" else values[0] for name, values in form.fields.items()}
-        return await _serve(
-            request, caller, gateway, Ask("edit", fields, form.files, textual=True, accepted_format=chosen)
-        )
-    _require(request, "application/json", "multipart/form-data")
-    fields = await read_json(request, EDIT_JSON_BYTES)
-    uploads = {
-        name: await _upload(name, fields.pop(name), caller, gateway) for name in _inputs(gateway) if name in fields
-    }
-    return await _serve(request, caller, gateway, Ask("edit", fields, uploads, accepted_format=chosen))
+    fields, uploads, textual = await read_edit(request, caller, gateway)
+    ask = Ask("edit", fields, uploads, textual=textual, accepted_format=_accepted(request).format)
+    return await _serve(request, caller, gateway, ask)
 
 
 @router.get("/v1/images/{image_id}", **native_schema.image())
@@ -118,7 +101,7 @@ async def models(request: Request, caller: KeyCaller) -> Response:
         }
         for job in gateway.catalog.enabled.values()
     ]  # fmt: skip
-    return _json({"object": "list", "data": data})
+    return json_response({"object": "list", "data": data})
 
 
 @router.get("/v1/me", **native_schema.me())
@@ -130,7 +113,7 @@ async def me(request: Request, caller: KeyCaller) -> Response:
     for job in gateway.catalog.enabled.values():
         if policy.usable(caller, job):
             allowed[job.operation].append(job.variant)
-    return _json(
+    return json_response(
         {
             "object": "kontext.caller", "tenant": tenant.id, "name": tenant.name, "key_id": caller.key_id,
             "variants": allowed,
@@ -155,29 +138,8 @@ def _rate(limits: Limits) -> dict[str, int] | None:
     return None if limits.requests is None else asdict(limits.requests)
 
 
-def _inputs(gateway: Gateway) -> set[str]:
-    return {rule.name for job in gateway.catalog.enabled.values() for rule in job.inputs}
-
-
 def _accepted(request: Request) -> Any:
     return accepted(request.headers.get("accept"))
-
-
-def _require(request: Request, *kinds: str) -> None:
-    if media_type(request)[0] != kinds[0]:
-        raise InvalidRequest(f"Send {' or '.join(kinds)}.", code="unsupported_type", accepted=list(kinds))
-
-
-async def _upload(name: str, value: Any, caller: Caller, gateway: Gateway) -> Upload:
-    """An image in a JSON body: a data URL, {"b64": ...} or {"image_id": ...}."""
-    match value:
-        case str() if prefix := _DATA_URL.match(value):
-            return Upload(await decode_base64(value[prefix.end() :], name))
-        case {"b64": str() as text} if len(value) == 1:
-            return Upload(await decode_base64(text, name))
-        case {"image_id": str() as wanted} if len(value) == 1 and re.fullmatch(IMAGE_ID, wanted):
-            return Upload((await gateway.pictures.by_key(caller, wanted)).image)
-    raise InvalidRequest(f'`{name}` must be a data URL, {{"b64": ...}} or {{"image_id": ...}}.', field=name)
 
 
 async def _serve(request: Request, caller: Caller, gateway: Gateway, ask: Ask) -> Response:
@@ -261,10 +223,7 @@ def _cache_status(delivery: Delivery) -> str:
 
 def _document(delivery: Delivery, gateway: Gateway, request_id: str) -> dict[str, Any]:
     job, result, safety = delivery.job, delivery.result, delivery.job.safety
-    picture: dict[str, Any] = {
-        "id": result.image_id, "sha256": result.sha256, "content_type": result.content_type,
-        "width": result.width, "height": result.height, "bytes": len(result.image),
-    }  # fmt: skip
+    picture = picture_document(result, len(result.image))
     if job.request.response_format == "b64_json":
         picture["b64_json"] = pybase64.b64encode(result.image).decode()
     else:
@@ -293,7 +252,3 @@ def _document(delivery: Delivery, gateway: Gateway, request_id: str) -> dict[str
     elif inputs:
         body["inputs"] = inputs
     return body
-
-
-def _json(body: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(body), media_type="application/json", headers={"Cache-Control": "no-store"})

@@ -8,13 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from app.domain.catalog import OUTPUT_FORMATS, Catalog
+from app.domain.usage import FILTERS, GROUPS, MAX_TEXT, PERS
 from app.domain.validate import AUTO, MAX_TAG_LENGTH, MAX_TAGS, MAX_USER_LENGTH
 from app.errors import CODES
+from app.store.keys import RECENT
+from app.surfaces.asks import IMAGE_ID
 
 _PICTURE = {
     kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/jpeg", "image/png", "image/webp")
 }
-IMAGE_ID = "^img_[0-9a-f]{48}$"
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _COMMON = (400, 401, 403, 404, 405, 411, 413, 415, 422, 429, 431, 500, 503)
 _PAID = (402, 409, 502, 504)
@@ -99,6 +101,39 @@ def me() -> dict[str, Any]:
     return _read({"application/json": {"schema": {"type": "object", "required": ["object", "tenant", "limits"]}}})
 
 
+def quote() -> dict[str, Any]:
+    """Route arguments of POST /v1/quote."""
+    content = {
+        "application/json": {"schema": {"$ref": "#/components/schemas/Quote"}},
+        "multipart/form-data": {"schema": {"$ref": "#/components/schemas/QuoteForm"}},
+    }
+    route = _read({"application/json": {"schema": {"type": "object", "required": ["object", "price", "allowed"]}}})
+    route["openapi_extra"]["requestBody"] = {"required": True, "content": content}
+    return route
+
+
+def usage() -> dict[str, Any]:
+    """Route arguments of GET /v1/usage."""
+    text = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT, "format": "printable"}
+    groups = {"type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "string", "enum": list(GROUPS)}}
+    parameters = [
+        *(_parameter(name, {"type": "string", "format": "date"}) for name in ("from", "to")),
+        _parameter("per", {"type": "string", "enum": list(PERS)}),
+        _parameter("group_by", groups) | {"style": "form", "explode": False},
+        *(_parameter(name, {"type": "string", "enum": list(of)} if of else text) for name, of in FILTERS.items()),
+    ]
+    report = {"type": "object", "required": ["object", "tenant", "from", "to", "per", "rows", "total"]}
+    content = {"application/json": {"schema": report}, "text/csv": {"schema": {"type": "string"}}}
+    return _read(content, parameters=parameters)
+
+
+def jobs() -> dict[str, Any]:
+    """Route arguments of GET /v1/jobs."""
+    limit = _parameter("limit", {"type": "integer", "minimum": 1, "maximum": RECENT, "default": RECENT})
+    content = {"application/json": {"schema": {"type": "object", "required": ["object", "data"]}}}
+    return _read(content, parameters=[limit])
+
+
 def complete(schema: dict[str, Any], catalog: Catalog, auto: tuple[str, ...]) -> dict[str, Any]:
     """Put the catalogue's own request schemas, the error document and the key into a finished OpenAPI document.
 
@@ -110,6 +145,8 @@ def complete(schema: dict[str, Any], catalog: Catalog, auto: tuple[str, ...]) ->
             "Generate": _body(catalog, "generate", auto, form=False),
             "Edit": _body(catalog, "edit", auto, form=False),
             "EditForm": _body(catalog, "edit", auto, form=True),
+            "Quote": _quoted(catalog, auto, "generate", "edit", form=False),
+            "QuoteForm": _quoted(catalog, auto, "edit", form=True),
             "Result": RESULT,
             "Problem": PROBLEM,
         }
@@ -117,7 +154,8 @@ def complete(schema: dict[str, Any], catalog: Catalog, auto: tuple[str, ...]) ->
     encoding = {
         rule.name: {"contentType": ", ".join(_PICTURE)} for job in catalog.enabled.values() for rule in job.inputs
     }
-    schema["paths"]["/v1/edit"]["post"]["requestBody"]["content"]["multipart/form-data"]["encoding"] = encoding
+    for path in ("/v1/edit", "/v1/quote"):
+        schema["paths"][path]["post"]["requestBody"]["content"]["multipart/form-data"]["encoding"] = encoding
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     return schema
 
@@ -160,6 +198,24 @@ def _body(catalog: Catalog, operation: str, auto: tuple[str, ...], *, form: bool
     return {"anyOf": alternatives}
 
 
+def _quoted(catalog: Catalog, auto: tuple[str, ...], *operations: str, form: bool) -> dict[str, Any]:
+    """The bodies of the paid calls with their operation beside the fields, and no input required."""
+    inputs = {rule.name for job in catalog.enabled.values() for rule in job.inputs}
+    alternatives = []
+    for operation in operations:
+        for body in _body(catalog, operation, auto, form=form)["anyOf"]:
+            properties = {"operation": {"type": "string", "enum": [operation]}} | body["properties"]
+            required = [name for name in body["required"] if name not in inputs] + ([] if form else ["operation"])
+            alternatives.append(
+                body | {"title": f"{operation} {body['title']}", "properties": properties, "required": required}
+            )
+    return {"anyOf": alternatives}
+
+
+def _parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "schema": schema}
+
+
 def _route(operation: str, content: dict[str, Any]) -> dict[str, Any]:
     return {
         "operation_id": operation,
@@ -174,10 +230,17 @@ def _route(operation: str, content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read(content: dict[str, Any], *, extra: dict[int, Any] | None = None, role: str = "key") -> dict[str, Any]:
+def _read(
+    content: dict[str, Any],
+    *,
+    extra: dict[int, Any] | None = None,
+    role: str = "key",
+    parameters: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    asked = {"parameters": parameters} if parameters else {}
     return {
         "responses": {200: {"description": "Found", "content": content}, **(extra or {}), **_problems(*_COMMON)},
-        "openapi_extra": {"security": [{"key": []}], "x-role": role},
+        "openapi_extra": {"security": [{"key": []}], "x-role": role} | asked,
     }
 
 

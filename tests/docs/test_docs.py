@@ -17,16 +17,16 @@ import yaml
 
 from app.cli import cli
 from app.domain import catalog as catalogue
-from app.domain import guidance, tenants_file
+from app.domain import guidance, tenants_file, usage
 from app.errors import CODES
-from app.main import offered
+from app.main import SURFACES, offered
 from app.prodia.faults import MONEY, RETRY
 from app.sandbox import SandboxConfig
 from app.sandbox.faults import KINDS
 from app.sandbox.scenario import switches_of
 from app.sandbox.server import create_sandbox
 from app.settings import Settings, seconds
-from app.surfaces import native, ops
+from app.surfaces import ops
 from app.telemetry.logs import request_line
 from app.telemetry.metrics import Metrics
 from app.telemetry.outcome import Outcome
@@ -119,7 +119,7 @@ def test_every_command_line_in_readme_can_be_typed() -> None:
             rest = words[len(path.split()) :]
             given = {word for word in rest if word.startswith("--")}
             assert given <= options, line
-            flags = {"--sandbox", "--json", "--bill-failures", "--no-bill-failures", "--if-missing"}
+            flags = {"--sandbox", "--json", "--csv", "--bill-failures", "--no-bill-failures", "--if-missing"}
             values = len([word for word in rest if not word.startswith("--")]) - len(given - flags)
             assert values == arguments, line
             seen += 1
@@ -163,8 +163,8 @@ def test_every_call_of_sandbox_and_gateway_is_documented() -> None:
     sandbox = {named(row[0])[0] for row in table("Sandbox call")}
     routes: list[Any] = create_sandbox(SandboxConfig()).routes
     assert sandbox == {f"{method} {route.path}" for route in routes for method in route.methods - {"HEAD"}}
-    for router in (native.router, ops.router):
-        for route in router.routes:
+    for surface in (*SURFACES, ops):
+        for route in surface.router.routes:
             path = re.sub(r"\{\w+\}", "{id}", route.path)  # type: ignore[attr-defined]
             assert re.search(re.escape(path) + r"[`\" ?]", README) or f"8081{path}" in README, path
 
@@ -180,6 +180,17 @@ def test_every_rule_of_auto_and_advice_is_documented() -> None:
         figures = rule.model_dump(include={"min_words", "max_words", "min_changes", "min_applied"}, exclude_none=True)
         assert all(re.search(rf"\b{figure}\b", text) for figure in figures.values()), text
         assert {*rule.given, *rule.absent} <= set(named(text)), text
+
+
+def test_every_parameter_and_figure_of_a_report_is_documented() -> None:
+    """The tables of the usage call are what it takes and what it gives."""
+    rows = {name: row for row in table("Parameter of a report") for name in named(row[0])}
+    assert set(rows) == {"from", "to", "per", "group_by", *usage.FILTERS}
+    assert named(rows["per"][1]) == list(usage.PERS)
+    assert named(rows["group_by"][1]) == list(usage.GROUPS)
+    assert str(usage.MAX_DAYS) in rows["to"][1]
+    assert [named(row[0])[0] for row in table("Figure")] == ["images", "delivered", *usage.MONEY]
+    assert f"{usage.MAX_ROWS:,} rows" in README
 
 
 def test_the_outcome_table_is_the_policy_in_force() -> None:

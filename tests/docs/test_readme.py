@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -188,11 +189,12 @@ def test_the_python_example_runs(gateway: Running) -> None:
     _is_picture(gateway.folder / "noon.jpg", "JPEG")
 
 
-def test_the_key_commands_run_on_a_sandbox_that_runs(gateway: Running) -> None:
-    """create, list, rotate and revoke as they stand, with the id of the key that was made."""
+def test_the_commands_on_a_ledger_run_on_a_sandbox_that_runs(gateway: Running) -> None:
+    """create, list, rotate, revoke and usage as they stand, with the id of the key that was made."""
     environment = gateway.environment | {"PYTHONPATH": str(ROOT), "GATEWAY_DATA_DIR": str(gateway.folder / "data")}
     key_id = ""
-    for command in (c.text for c in console("Keys")):
+    (report,) = [c.text for c in console("Use it") if c.text.startswith("kontext-gateway usage")]
+    for command in (report, *(c.text for c in console("Keys"))):
         text = re.sub(r"key_[0-9a-f]{12}", key_id, command).replace("kontext-gateway", f"{sys.executable} -m app", 1)
         done = subprocess.run(
             ["sh", "-c", text],
@@ -207,6 +209,8 @@ def test_the_key_commands_run_on_a_sandbox_that_runs(gateway: Running) -> None:
         if " create " in command:
             key_id = done.stdout.split()[0]
             assert tokens.well_formed(done.stdout.split()[-1])
+        elif " usage " in command:
+            assert (json.loads(done.stdout)["tenant"], json.loads(done.stdout)["per"]) == ("demo", "month")
         else:
             assert key_id in done.stdout
     assert key_id

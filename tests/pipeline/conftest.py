@@ -23,6 +23,13 @@ SHARED = {
     "keys": 'limits: {budgets: [{usd: "5.00", per: day}]}',
     "suspended": "",
     "changing": "",
+    "report": 'timezone: Pacific/Auckland, limits: {budgets: [{usd: "50.00", per: day}]}',
+    "report-other": "",
+    "quoted": (
+        "safety: {generate: {ceiling: 2}, edit: {ceiling: 1}, mode: reject}, variants: {generate: [pro], edit: [pro]}, "
+        'limits: {budgets: [{usd: "0.10", per: month}], concurrency: 1, per_user: {images: [{max: 1, per: month}]}}'
+    ),
+    "claims": "",
     "private": "limits: {per_user: {images: [{max: 20, per: day}]}}",
 }
 
