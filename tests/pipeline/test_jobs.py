@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import socket
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.fleet import Fleet, wait_until
+from tests.fleet import Fleet, fleet, wait_until
 from tests.pipeline.calls import Policies, call, generate, new_key
 
 
@@ -101,6 +103,25 @@ def test_a_job_that_failed_says_how_and_what_it_cost(running: Fleet, urls: tuple
         ("failed", "content_moderated", "no", 0),
         ("failed", "upstream_failed", "no", 0),
     ]
+
+
+def test_a_job_that_was_never_sent_says_why(tmp_path: Path) -> None:
+    policies = Policies({"busy": "", "waits": ""})
+    with fleet(tmp_path, policies.text, GATEWAY_UPSTREAM_CONCURRENCY="1") as running:
+        policies.fleet, url = running, running.replicas[0].url
+        (_, busy), (_, token) = new_key(running, "busy"), new_key(running, "waits")
+        running.faults([{"kind": "slow", "count": 1, "options": {"after_seconds": 4}}])
+        with ThreadPoolExecutor() as pool:
+            first = pool.submit(generate, url, busy)
+            wait_until(lambda: running.stats()["in_progress"] == 1, 10)
+            ask_and_leave(url, token, lambda: [job["state"] for job in listed(url, token)] == ["queued"])
+            second = pool.submit(generate, url, token, safety_tolerance=4)
+            wait_until(lambda: [job["state"] for job in listed(url, token)] == ["queued", "cancelled"], 10)
+            policies.set("waits", "safety: {generate: {ceiling: 3}}")
+            assert first.result().status == 200
+            assert second.result().code == "safety_ceiling"
+        found = [(job["state"], job.get("error", {}).get("code"), job["charged"]) for job in listed(url, token)]
+        assert found == [("failed", "safety_ceiling", "no"), ("cancelled", None, "no")]
 
 
 def test_a_key_lists_nobody_elses_jobs(running: Fleet, urls: tuple[str, str]) -> None:
