@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from tests.fleet import Fleet, wait_until
+from tests.fleet import Fleet, fleet, wait_until
 from tests.pipeline.calls import call, generate, new_key, rows
 
 REPORT = "/v1/usage?per=total"
@@ -100,3 +102,14 @@ def test_a_wrong_query_is_refused_by_name(running: Fleet, urls: tuple[str, str],
     _, token = new_key(running, "report")
     answer = call(urls[0], REPORT + query, token)
     assert (answer.status, answer.json["field"]) == (422, field)
+
+
+def test_an_orderly_stop_loses_no_free_delivery(tmp_path: Path) -> None:
+    with fleet(tmp_path, "version: 1\ntenants:\n  acme: {name: Acme}\n") as running:
+        _, token = new_key(running, "acme")
+        replica = running.replicas[0]
+        assert [generate(replica.url, token, seed=1).source for _ in range(3)] == ["upstream", "cache", "cache"]
+        assert replica.stop() == 0
+        total = json.loads(running.command("usage", "--tenant", "acme"))["total"]
+        assert total["delivered"] == {"upstream": 1, "cache": 2, "coalesced": 0}
+        assert (total["spent"]["micro_usd"], total["saved"]["micro_usd"]) == (40_000, 80_000)
