@@ -1,4 +1,4 @@
-"""The commands: `kontext-gateway serve | sandbox | check | keys | ledger | usage | health`.
+"""The commands: `kontext-gateway serve | sandbox | check | keys | ledger | usage | health`, and those of `app.commands`.
 
 Thin: each reads settings, calls one part of the app, and says in plain words what happened. A mistake is a line with
 its place and exit code 1, never a traceback.
@@ -19,6 +19,7 @@ import typer
 import uvloop
 from pydantic import SecretStr, ValidationError
 
+from app.commands import pictures
 from app.domain.catalog import CatalogError
 from app.domain.tenant import KeyPolicy, parse_duration, parse_limits
 from app.domain.tenants_file import TenantsFileError, load
@@ -44,6 +45,8 @@ keys_cli = typer.Typer(no_args_is_help=True, help="Create, list, rotate and revo
 ledger_cli = typer.Typer(no_args_is_help=True, help="Make a ledger, or accept one that was lost or rolled back.")
 cli.add_typer(keys_cli, name="keys")
 cli.add_typer(ledger_cli, name="ledger")
+cli.command()(pictures.generate)
+cli.command()(pictures.edit)
 T = TypeVar("T")
 Tenant = Annotated[str, typer.Option("--tenant", help="Tenant id.")]
 

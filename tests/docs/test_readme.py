@@ -177,16 +177,42 @@ def test_examples_of_first_use_answer_as_shown(gateway: Running) -> None:
         _is_picture(gateway.folder / name, kind)
 
 
-def test_the_python_example_runs(gateway: Running) -> None:
-    """As it stands, in a fresh interpreter."""
-    (example,) = [block.text for block in blocks() if block.language == "python"]
+def _python(gateway: Running, section: str) -> str:
+    """What the Python example of a section prints, as it stands, in a fresh interpreter."""
+    (example,) = [block.text for block in blocks() if block.language == "python" and block.section == section]
+    environment = gateway.environment | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", example], cwd=gateway.folder, env=gateway.environment, capture_output=True, text=True,
+        [sys.executable, "-c", example], cwd=gateway.folder, env=environment, capture_output=True, text=True,
         timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"(upstream|cache) 0\.\d{6}\n", done.stdout)
+    return done.stdout
+
+
+def test_the_python_example_runs(gateway: Running) -> None:
+    """The one that needs nothing but the standard library."""
+    assert re.fullmatch(r"(upstream|cache) 0\.\d{6}\n", _python(gateway, "Use it"))
     _is_picture(gateway.folder / "noon.jpg", "JPEG")
+
+
+def test_the_example_of_the_python_client_runs(gateway: Running) -> None:
+    """Its edits start from one picture, and its refusal is one that costs nothing."""
+    made, refused = _python(gateway, "Command line and Python").splitlines()
+    assert re.fullmatch(r"(upstream|cache) 7 0\.\d{6} job_\w+", made)
+    assert refused == "invalid_request prompt no"
+    _is_picture(gateway.folder / "night.jpg", "JPEG")
+
+
+def test_the_commands_for_pictures_print_what_is_shown(gateway: Running) -> None:
+    """Every line, in any order, and nothing else; the files are there in the format of their ending."""
+    for example in console("Command line and Python"):
+        printed, _ = gateway.run(example)
+        forms = [re.escape(line).replace(re.escape("..."), ".*") for line in example.shown]
+        assert len(printed) == len(forms), (example.text, printed)
+        assert all(any(re.fullmatch(form, line) for line in printed) for form in forms), (example.text, printed)
+    for name, kind in (("dusk.jpg", "JPEG"), ("stormy-dusk.webp", "WEBP"), ("oil.jpg", "JPEG"), ("dusk-2.jpg", "JPEG"),
+                       ("boats/blue.png", "PNG")):  # fmt: skip
+        _is_picture(gateway.folder / name, kind)
 
 
 def test_the_commands_on_a_ledger_run_on_a_sandbox_that_runs(gateway: Running) -> None:
