@@ -88,10 +88,9 @@ class Bar:
             self._progress.stop()
 
     def _draw(self, progress: Progress) -> None:
-        now = time.monotonic()
-        parts = (
-            min(_NEARLY, (now - began) / self.typical[variant])
+        now, longest = time.monotonic(), max(self.typical.values(), default=float("inf"))
+        parts = (  # the longest also stands for a variant that the gateway has yet to choose
+            min(_NEARLY, (now - began) / self.typical.get(variant, longest))
             for began, variant in self._under_way.values()
-            if variant in self.typical
         )
         progress.update(self._task, completed=min(self._total, self._ended + sum(parts)), refresh=True)

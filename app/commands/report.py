@@ -114,11 +114,13 @@ class Report:
 
 
 def _notes(picture: Picture) -> list[str]:
-    """What was changed on the way, which is always told."""
+    """What was changed or chosen on the way, which is always told; advice is in the JSON alone."""
     notes = []
     if picture.safety.action == "clamped":
         asked, applied = picture.safety.requested, picture.safety.applied
         notes.append(f"note: safety_tolerance {asked} was lowered to {applied}, the ceiling")
     if picture.input and picture.input.get("fitted"):
         notes.append(f"note: the input was made to fit, {picture.input['fitted']}")
-    return notes + [f"advice: {hint}" for hint in picture.advice]
+    if chosen := picture.document.get("auto"):
+        notes.append(f"note: variant {chosen['variant']} was chosen, because {chosen['because']}")
+    return notes

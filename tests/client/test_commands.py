@@ -99,12 +99,14 @@ def test_a_picture_can_go_to_standard_output(shop: Shop) -> None:
 
 
 def test_what_was_changed_on_the_way_is_told(shop: Shop) -> None:
-    """A tolerance above the ceiling, and a picture that was made to fit."""
+    """A tolerance above the ceiling, a picture that was made to fit, and the variant that was chosen."""
     Image.new("RGB", (2400, 1200), "teal").save(shop.folder / "large.png")
     done = shop.run("generate", "a red boat", "--safety-tolerance", "6")
     assert done.stderr == "note: safety_tolerance 6 was lowered to 4, the ceiling\n"
     done = shop.run("edit", "large.png", "make it blue")
     assert done.stderr == "note: the input was made to fit, 1920x960\n"
+    done = shop.run("generate", "a red boat", "--variant", "auto")
+    assert done.stderr.startswith("note: variant pro was chosen, because ")
 
 
 @pytest.mark.parametrize(
