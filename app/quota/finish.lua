@@ -12,14 +12,18 @@
 -- ARGV[4] fence to match, or "" for any  ARGV[5] states it may come from, comma-separated
 -- ARGV[6] who: owner | reaper | reconcile   ARGV[7] JSON of further row fields
 -- ARGV[8] tombstone in ms   ARGV[9] 1: certainly not sent, though DISPATCHING was acknowledged; no image counts
+-- ARGV[10] process that asks (optional)
 -- Returns {"done", seq, delta, state it came from}   this call made the transition; delta = change of the spent dollars
---      or {"already", seq, state}                    an earlier call made the same transition
+--      or {"already", seq, state, process, delta, state it came from}   an earlier call of that process made it
 --      or {"state", state or ""}                     not allowed from this state; nothing was changed
 local int = function(number) return string.format('%.0f', number) end
 local held = redis.call('HMGET', KEYS[2], 'state', 'fence', 'amount', 'windows', 'places', 'usage', 'group')
 local state, target = held[1], ARGV[2]
 if not state then return {'state', ''} end
-if state == target then return {'already', redis.call('HGET', KEYS[1], 'seq') or '0', state} end
+if state == target then
+  local by = redis.call('HMGET', KEYS[2], 'ender', 'moved', 'came_from')
+  return {'already', redis.call('HGET', KEYS[1], 'seq') or '0', state, by[1] or '', by[2] or '0', by[3] or ''}
+end
 if (ARGV[4] ~= '' and held[2] ~= ARGV[4]) or not string.find(',' .. ARGV[5] .. ',', ',' .. state .. ',', 1, true) then
   return {'state', state}
 end
@@ -68,7 +72,8 @@ for i = 1, places do redis.call('SREM', KEYS[6 + i], ARGV[1]) end
 redis.call('ZREM', KEYS[3], ARGV[1])
 local time = redis.call('TIME')
 local now_ms = int(tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000))
-redis.call('HSET', KEYS[2], 'state', target, 'paid', int(charge), 'ended', now_ms, 'image', more.image or '', 'reason', more.reason or '')
+redis.call('HSET', KEYS[2], 'state', target, 'paid', int(charge), 'ended', now_ms, 'image', more.image or '',
+  'reason', more.reason or '', 'ender', ARGV[10] or '', 'moved', int(charge - was), 'came_from', state)
 if target == 'AMBIGUOUS' then
   redis.call('ZADD', KEYS[4], now_ms, ARGV[1])
 else

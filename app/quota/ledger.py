@@ -208,16 +208,20 @@ class Ledger:
                     orjson.dumps(dict(call.row)),
                     keys.TOMBSTONE_MS,
                     int(call.unsent),
+                    self.owner,
                 ],
             )
         except LedgerUnavailable:
             self.unwritten[call.reservation] = call
             return "unwritten"
-        self.unwritten.pop(call.reservation, None)
+        asked_before = self.unwritten.pop(call.reservation, None)
         self.active.discard(call.reservation)
         if reply[0] == b"done":
             self.epoch.saw(call.tenant, reply[1])
             self._moved(Moved(call.end, reply[3].decode(), int(reply[2]), call.amount, call.row))
+        elif reply[0] == b"already" and asked_before and reply[3].decode() == self.owner:
+            # It was this process that won, and the reply that said so was lost: nobody else counts it.
+            self._moved(Moved(call.end, reply[5].decode(), int(reply[4]), call.amount, call.row))
         return str(reply[0].decode())
 
     async def write_unwritten(self) -> None:
