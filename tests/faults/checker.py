@@ -1,4 +1,5 @@
-"""The invariants of money, held against a ledger's raw records and against the upstream's own bill.
+"""The checker: what must hold of a fleet at the end of every run, and while it lasts, by its ledger's raw records, by
+the upstream's own bill, and by what its clients were told.
 
     I1  at every instant, per window: spent + reserved <= cap
     I2  reserved = settled + refunded + ambiguous + outstanding, per reservation, per window and over all rows
@@ -6,186 +7,33 @@
     I4  no job is billed twice
     I5  at rest nothing is open: no reservation, no place
     usage    a day's roll-up is the rows of the jobs reserved on it, group by group, and its day window's spent
+    I7  a fingerprint is at most one job in flight: said by the runs that know their deaths
+    I8  a picture that a tenant did not pay for now was paid for by that tenant before
+    I9  every job carried a safety tolerance where its type has one
+    I10 no secret, no key and no prompt in logs, metrics or names of Redis keys
+    I11 nothing was sent while the ledger was unknown
+    I12 after the faults everything is answered with a picture again
     metrics  the cost counters of all replicas say what the rows say
 
-It reads Redis by itself and knows the key schema only by its published form, so that no mistake hides in it.
-I7, one job per flight, and `model`, what the scripts should do, are said by the runs that know them.
+I6 belongs to idempotency keys; `model`, what the scripts should do, is said by the machine that plays them.
 """
 
 from __future__ import annotations
 
-import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import redis
 
-from tests.fleet import Fleet, wait_until
+from tests.faults.books import MICRO, OPEN, Books, Broken, Violation, over
+from tests.faults.clients import PROMPT, History
+from tests.fleet import PEPPER, TOKEN, Fleet, wait_until
 
-Invariant = Literal["I1", "I2", "I3", "I4", "I5", "I7", "usage", "metrics", "model"]
-MICRO = 1_000_000
-OPEN = ("RESERVED", "DISPATCHING")
-
-
-@dataclass(frozen=True)
-class Violation:
-    """One broken invariant and where it shows."""
-
-    invariant: Invariant
-    text: str
-
-
-class Broken(AssertionError):
-    """At least one invariant does not hold."""
-
-    def __init__(self, violations: Iterable[Violation]) -> None:
-        self.violations = tuple(violations)
-        super().__init__("\n".join(f"{broken.invariant}: {broken.text}" for broken in self.violations))
-
-    @property
-    def invariants(self) -> set[str]:
-        """The names of what is broken."""
-        return {broken.invariant for broken in self.violations}
-
-
-@dataclass
-class Books:
-    """Everything a ledger holds about one tenant's money, as text and whole numbers. Amounts in micro-dollars."""
-
-    windows: dict[str, tuple[int, int]] = field(default_factory=dict)
-    usage: dict[str, dict[str, str]] = field(default_factory=dict)
-    holds: dict[str, dict[str, str]] = field(default_factory=dict)
-    rows: list[dict[str, str]] = field(default_factory=list)
-    outstanding: set[str] = field(default_factory=set)
-    ambiguous: set[str] = field(default_factory=set)
-    places: dict[str, set[str]] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, client: redis.Redis, tenant: str) -> Books:
-        """Read them one key after the other: exact only while nothing moves."""
-        at, books = f"kg:{{t:{tenant}}}:", cls()
-        for name in (raw.decode() for raw in client.scan_iter(f"{at}*", count=1000)):
-            kind, _, rest = name.removeprefix(at).partition(":")
-            if kind == "win":
-                spent, reserved = client.hmget(name, "spent", "reserved")
-                books.windows[name] = (int(spent or 0), int(reserved or 0))
-            elif kind == "use":
-                books.usage[name] = _text(client.hgetall(name))
-            elif kind == "res":
-                books.holds[rest] = _text(client.hgetall(name))
-            elif kind == "conc":
-                books.places[rest] = _names(client.smembers(name))
-        found: Any = client.xrange(f"{at}rows")
-        books.rows = [_text(row) for _, row in found]
-        books.outstanding = _names(client.zrange(f"{at}open", 0, -1))
-        books.ambiguous = _names(client.zrange(f"{at}ambiguous", 0, -1))
-        return books
-
-    def sum(self, state: str) -> int:
-        """What reservations in a final state were charged."""
-        return sum(int(hold.get("paid", 0)) for hold in self.holds.values() if hold["state"] == state)
-
-    @property
-    def delta(self) -> int:
-        """What all rows add up to."""
-        return sum(int(row["delta"]) for row in self.rows)
-
-    def violations(self) -> list[Violation]:
-        """I2 of every reservation, window and row, and usage. Holds at any instant, not only at rest."""
-        balance = [Violation("I2", text) for text in (*self._holds(), *self._windows(), *self._sets())]
-        return balance + [Violation("usage", text) for text in self._usage()]
-
-    def _holds(self) -> Iterable[str]:
-        for name in {row["id"] for row in self.rows} - self.holds.keys():
-            yield f"a row of {name}, which is no reservation"
-        for name, hold in self.holds.items():
-            state, amount, rows = hold["state"], int(hold["amount"]), [row for row in self.rows if row["id"] == name]
-            path = [row["state"] for row in rows]
-            legal = {
-                (),
-                ("SETTLED",),
-                ("REFUNDED",),
-                ("AMBIGUOUS",),
-                ("AMBIGUOUS", "SETTLED"),
-                ("AMBIGUOUS", "REFUNDED"),
-            }
-            if tuple(path) not in legal or (path[-1] if path else "") != ("" if state in OPEN else state):
-                yield f"{name} is {state} and its rows say {path}"
-            charged = sum(int(row["delta"]) for row in rows)
-            expected = {"AMBIGUOUS": amount, "REFUNDED": 0}.get(state, int(hold.get("paid", 0)))
-            if not 0 <= charged <= amount or charged != expected:
-                yield f"{name} is {state} over {amount} and its rows add up to {charged}"
-
-    def _windows(self) -> Iterable[str]:
-        spent: Counter[str] = Counter()
-        reserved: Counter[str] = Counter()
-        first = {row["id"]: row["from"] for row in reversed(self.rows) if "unsent" not in row}
-        for name, hold in self.holds.items():
-            for window, add, kind in json.loads(hold["windows"]):
-                if hold["state"] in OPEN:
-                    reserved[window] += int(add)
-                elif kind == "usd":
-                    spent[window] += int(hold["paid"])
-                elif first.get(name) == "DISPATCHING":
-                    spent[window] += int(add)
-        for window in {*self.windows, *spent, *reserved}:
-            says, due = self.windows.get(window, (0, 0)), (spent[window], reserved[window])
-            if says != due:
-                yield f"{window} says (spent, reserved) = {says}; its reservations say {due}"
-
-    def _usage(self) -> Iterable[str]:
-        due: dict[str, Counter[str]] = {}
-        for row in self.rows:
-            if (hold := self.holds.get(row["id"])) is None:
-                continue
-            amount, was = int(row["reserved"]), int(row["reserved"]) if row["from"] == "AMBIGUOUS" else 0
-            day = due.setdefault(hold["usage"], Counter())
-            for figure, by in {
-                "images": row["from"] == "DISPATCHING" and "unsent" not in row,
-                "made": row["state"] == "SETTLED" and "image" in row,
-                "spent": int(row["delta"]),
-                "ambiguous": (amount if row["state"] == "AMBIGUOUS" else 0) - was,
-                "refunded": amount if row["state"] == "REFUNDED" else 0,
-            }.items():
-                day[f"{figure}\x1f{hold['group']}"] += by
-        for name in {*self.usage, *due}:
-            says = {at: int(value) for at, value in self.usage.get(name, {}).items() if _paid(at) and int(value)}
-            wanted = {at: value for at, value in due.get(name, Counter()).items() if value}
-            if says != wanted:
-                yield f"{name} says {says}; its rows say {wanted}"
-            window = self.windows.get(name.replace(":use:", ":win:tenant:all:usd:day:"))
-            spent = sum(int(value) for at, value in self.usage.get(name, {}).items() if at.startswith("spent\x1f"))
-            if window is not None and window[0] != spent:
-                yield f"{name} has {spent} spent, the window of that day {window[0]}"
-
-    def _sets(self) -> Iterable[str]:
-        states = {name: hold["state"] for name, hold in self.holds.items()}
-        if self.outstanding != {name for name, state in states.items() if state in OPEN}:
-            yield "the set of outstanding reservations is not that of the reservations"
-        if self.ambiguous != {name for name, state in states.items() if state == "AMBIGUOUS"}:
-            yield "the set of ambiguous reservations is not that of the reservations"
-        taken = {name: json.loads(hold["places"]) for name, hold in self.holds.items() if hold["state"] in OPEN}
-        for place, members in self.places.items():
-            if members != {
-                name for name, places in taken.items() if any(at.endswith(f"conc:{place}") for at in places)
-            }:
-                yield f"the places of {place} are not taken by those who hold them"
-
-
-def _paid(counter: str) -> bool:
-    """Whether a counter of a day is about jobs; the others count what was delivered for nothing."""
-    return counter.partition("\x1f")[0] in ("images", "made", "spent", "ambiguous", "refunded")
-
-
-def _names(members: Any) -> set[str]:
-    return {member.decode() for member in members}
-
-
-def _text(record: Any) -> dict[str, str]:
-    return {name.decode(): value.decode() for name, value in record.items()}
+__all__ = ["Books", "Broken", "Violation", "over"]
 
 
 def books(fleet: Fleet, tenant: str = "acme") -> Books:
@@ -220,13 +68,20 @@ class Figures:
         )
 
 
-def check(fleet: Fleet, *tenants: str, exact: bool = True, caps: Mapping[str, int] | None = None) -> Figures:
+def check(
+    fleet: Fleet,
+    *tenants: str,
+    exact: bool = True,
+    caps: Mapping[str, int] | None = None,
+    history: History | None = None,
+) -> Figures:
     """Everything that must hold once a fleet has come to rest.
 
     Args:
         exact: what was charged is what was billed. False where it may be charged as ambiguous and not be on the bill: a
             process was killed between the acknowledgement and the first byte, or the upstream only said 500.
         caps: level -> cap in micro-dollars, for I1.
+        history: every request of the run; what its clients were told is then held against the books and the bill.
 
     Raises:
         Broken: with every violation found.
@@ -246,6 +101,11 @@ def check(fleet: Fleet, *tenants: str, exact: bool = True, caps: Mapping[str, in
     found += _same_jobs(bill, [row for one in found_books.values() for row in one.rows])
     twice = Counter((row["type"], row["prompt_sha256"], row["seed"]) for row in bill["rows"])
     found += [Violation("I4", f"seed {job[2]} was billed {n} times") for job, n in twice.items() if n > 1]
+    if history is not None:
+        found += _told(history, found_books, {row["seed"] for row in bill["rows"]})
+    if absent := int(fleet.stats()["safety_tolerance_absent"]):
+        found.append(Violation("I9", f"{absent} jobs carried no safety tolerance"))
+    found += _leaks(fleet)
     metric = _cost_metric(fleet)
     delta = sum(one.delta for one in found_books.values())
     if metric is not None and metric != delta:
@@ -285,21 +145,76 @@ def _same_jobs(bill: Any, rows: list[dict[str, str]]) -> list[Violation]:
     ]
 
 
+def _told(history: History, found: Mapping[str, Books], billed: set[object]) -> Iterable[Violation]:
+    """What the clients were told, in the light of the books: nobody is told `no` and charged, or given what nobody
+    paid."""
+    may_be_billed = {call.seed for call in history.calls if call.outcome != "fail"}
+    for seed in {call.seed for call in history.calls} & billed - may_be_billed:
+        yield Violation("I3", f"seed {seed} is on the bill, and its client was told that nothing was charged")
+    for tenant, books in found.items():
+        calls = [call for call in history.calls if call.tenant == tenant]
+        paid = Counter(row["job"] for row in books.rows if row["state"] == "SETTLED")
+        for call in calls:
+            if call.answer is None or call.outcome != "ok":
+                continue
+            if call.answer.source == "upstream" and paid[call.answer.job] != 1:
+                yield Violation("I3", f"seed {call.seed} was delivered and settled {paid[call.answer.job]} times")
+            elif not paid[call.answer.job]:
+                yield Violation("I8", f"seed {call.seed} came from a job that {tenant} never paid for")
+        unknown = sum(call.outcome == "unknown" for call in calls)
+        if unknown < len(books.ambiguous):
+            yield Violation("I3", f"{len(books.ambiguous)} jobs of {tenant} are ambiguous, {unknown} clients know")
+
+
+def _leaks(fleet: Fleet) -> Iterable[Violation]:
+    """I10: what must not be told, looked for in everything that a run leaves behind but the bodies of answers."""
+    with fleet.redis as client:
+        traces = {"a name of a Redis key": b"\n".join(client.scan_iter(count=1000))}
+    traces |= {replica.log.name: replica.log.read_bytes() for replica in fleet.replicas}
+    for what, secret in (("token", TOKEN), ("pepper", PEPPER), ("prompt", PROMPT), ("key", "kgw_live_")):
+        for place in (place for place, text in traces.items() if secret.encode() in text):
+            yield Violation("I10", f"the {what} is in {place}")
+
+
+def received(fleet: Fleet) -> int:
+    """Jobs that the upstream was sent so far; for I11, before and after."""
+    return int(fleet.stats()["received"])
+
+
+def none_sent(fleet: Fleet, before: int) -> None:
+    """I11. Raises Broken."""
+    if (now := received(fleet)) != before:
+        raise Broken([Violation("I11", f"{now - before} jobs were sent while the ledger was unknown")])
+
+
+def recovers(fleet: Fleet, token: str, history: History, *, requests: int = 20, seconds: float = 10) -> float:
+    """I12: seconds from now until the first answer is a picture; all that are asked after it must be. Raises Broken."""
+    began, urls = time.monotonic(), [replica.url for replica in fleet.replicas if replica.process.poll() is None]
+    seed = 900_000 + len(history.calls)
+    while True:
+        again = History()
+        again.send(urls, token, range(seed, seed + len(urls)))
+        history.calls += again.calls
+        if again.outcomes() == {"ok": len(urls)}:
+            break
+        if time.monotonic() - began > seconds:
+            raise Broken([Violation("I12", f"no picture {seconds} s after the faults: {again.statuses()}")])
+        seed += len(urls)
+        time.sleep(0.05)
+    took, after = time.monotonic() - began, History()
+    after.send(urls, token, range(seed + 1_000, seed + 1_000 + requests))
+    history.calls += after.calls
+    if after.outcomes() != {"ok": requests}:
+        raise Broken([Violation("I12", f"after the faults: {after.statuses()}")])
+    return took
+
+
 def _cost_metric(fleet: Fleet) -> int | None:
     """Charged minus given back over all replicas; None when one of them is dead and its counters are lost."""
     if any(replica.process.poll() is not None for replica in fleet.replicas):
         return None
     cost, refunded = "kontext_gateway_cost_dollars_total", "kontext_gateway_refunded_dollars_total"
     return sum(round((replica.total(cost) - replica.total(refunded)) * MICRO) for replica in fleet.replicas)
-
-
-def over(name: str, window: tuple[int, int], caps: Mapping[str, int]) -> list[Violation]:
-    """I1 of one dollar window whose level has a cap."""
-    level, _, kind, *_ = name.partition(":win:")[2].split(":")
-    cap = caps.get(level) if kind == "usd" else None
-    if cap is None or sum(window) <= cap:
-        return []
-    return [Violation("I1", f"{name}: spent {window[0]} + reserved {window[1]} > {cap}")]
 
 
 def settle_down(fleet: Fleet, tenant: str, seconds: float = 20) -> None:
@@ -314,7 +229,8 @@ def settle_down(fleet: Fleet, tenant: str, seconds: float = 20) -> None:
 
 
 class Sampler:
-    """Watches I1 while a run lasts: reads every dollar window as fast as it can, in a thread, on its own connection."""
+    """Watches I1 and I2 while a run lasts, in a thread, on its own connection: every dollar window as fast as it can,
+    and all books at one instant once a second."""
 
     def __init__(self, url: str, tenant: str, caps: Mapping[str, int]) -> None:
         self._client = redis.Redis.from_url(url)
@@ -322,7 +238,7 @@ class Sampler:
         self._caps = caps
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self.samples = 0
+        self.samples = self.instants = 0
         self.highest: dict[str, int] = {}
         self.violations: list[Violation] = []
 
@@ -337,7 +253,12 @@ class Sampler:
 
     def _run(self) -> None:
         names: list[str] = []
+        looked = 0.0
         while not self._stop.is_set():
+            if time.monotonic() - looked > 1 and len(self.violations) < 10:
+                self.violations += Books.read(self._client, self._tenant).violations()
+                self.instants += 1
+                looked = time.monotonic()
             if self.samples % 200 == 0 or len(names) < len(self._caps):
                 names = [
                     raw.decode() for raw in self._client.scan_iter(f"kg:{{t:{self._tenant}}}:win:*:usd:*", count=1000)

@@ -6,13 +6,18 @@ import asyncio
 import hashlib
 import json
 import resource
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import aiohttp
+
+PROMPT = "a lighthouse at dawn"
 
 # The statuses a caller of /v1/generate may be answered while the upstream misbehaves, with their codes.
 DOCUMENTED = {
@@ -29,6 +34,9 @@ DOCUMENTED = {
 }
 
 
+Outcome = Literal["ok", "fail", "unknown"]
+
+
 @dataclass(frozen=True)
 class Answer:
     """One answer. `digest` is of the body's bytes; `charged` is what an error said of the money."""
@@ -40,11 +48,13 @@ class Answer:
     seed: int | None
     digest: str
     cost: str
+    job: str = ""
+    retry_after: str = ""
 
 
 async def ask(session: aiohttp.ClientSession, url: str, token: str, **fields: Any) -> Answer:
     """One `POST /v1/generate`; fields that are None are left out."""
-    body = {"prompt": "a lighthouse at dawn"} | {name: value for name, value in fields.items() if value is not None}
+    body = {"prompt": PROMPT} | {name: value for name, value in fields.items() if value is not None}
     headers = {"Authorization": f"Bearer {token}"}
     async with session.post(f"{url}/v1/generate", json=body, headers=headers) as answer:
         data = await answer.read()
@@ -58,6 +68,8 @@ async def ask(session: aiohttp.ClientSession, url: str, token: str, **fields: An
             None if seed is None else int(seed),
             hashlib.sha256(data).hexdigest(),
             answer.headers.get("Gateway-Cost-Usd", ""),
+            answer.headers.get("Gateway-Job-Id", ""),
+            answer.headers.get("Retry-After", ""),
         )
 
 
@@ -73,6 +85,94 @@ async def ask_after(seconds: float, session: aiohttp.ClientSession, url: str, to
     """As `ask`, a little later."""
     await asyncio.sleep(seconds)
     return await ask(session, url, token, **fields)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request as its client saw it: `answer` is None where none came. Seconds on the monotonic clock."""
+
+    tenant: str
+    seed: int | None
+    began: float
+    ended: float
+    answer: Answer | None
+
+    @property
+    def outcome(self) -> Outcome:
+        """ok: a picture. fail: told that nothing was charged. unknown: told so, or not told anything."""
+        if self.answer is None or self.answer.charged in ("unknown", "yes"):
+            return "unknown"
+        return "ok" if self.answer.status == 200 else "fail"
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.ended - self.began
+
+
+@dataclass
+class History:
+    """Everything that the clients of a run asked and were told."""
+
+    calls: list[Call] = field(default_factory=list)
+
+    async def ask(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        token: str,
+        *,
+        tenant: str = "acme",
+        patience: float = 120,
+        **fields: Any,
+    ) -> Call:
+        """As `ask`; a client that loses its connection, or its patience after so many seconds, has no answer."""
+        began, answer = time.monotonic(), None
+        with suppress(aiohttp.ClientError, TimeoutError, OSError):
+            answer = await asyncio.wait_for(ask(session, url, token, **fields), patience)
+        call = Call(tenant, fields.get("seed"), began, time.monotonic(), answer)
+        self.calls.append(call)
+        return call
+
+    def send(
+        self,
+        urls: Sequence[str],
+        token: str,
+        seeds: Iterable[int],
+        *,
+        rate: float = 0,
+        each: Callable[[int], Mapping[str, Any]] = lambda seed: {},
+        **fields: Any,
+    ) -> None:
+        """One request per seed over all replicas in turn: all at once, or so many a second; `each` adds fields by
+        seed."""
+
+        async def one(session: aiohttp.ClientSession, at: int, seed: int) -> None:
+            await asyncio.sleep(at / rate if rate else 0)
+            await self.ask(session, urls[seed % len(urls)], token, **{"seed": seed, **fields, **each(seed)})
+
+        together([partial(one, at=at, seed=seed) for at, seed in enumerate(seeds)])
+
+    @property
+    def answers(self) -> list[Answer]:
+        """Every answer that came."""
+        return [call.answer for call in self.calls if call.answer is not None]
+
+    @property
+    def cost(self) -> int:
+        """What clients were told that their pictures cost, in micro-dollars."""
+        return sum(round(float(answer.cost) * 1_000_000) for answer in self.answers if answer.cost)
+
+    def outcomes(self) -> dict[str, int]:
+        """How many requests came to what."""
+        return dict(sorted(Counter(call.outcome for call in self.calls).items()))
+
+    def statuses(self) -> dict[str, int]:
+        """How many requests were answered what."""
+        return statuses(self.answers)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{n} {word}" for word, n in self.outcomes().items())
 
 
 Work = Callable[[aiohttp.ClientSession], Awaitable[Any]]

@@ -18,7 +18,7 @@ def flock(fleet: Fleet, callers: int, *, seed: int | None, jobs: int) -> tuple[l
     Raises:
         Broken: I7 where it was another number of `jobs`; and whatever the checker finds.
     """
-    key, urls = token(fleet, None), [replica.url for replica in fleet.replicas]
+    key, urls = token(fleet), [replica.url for replica in fleet.replicas]
     work = [partial(ask, url=urls[i % len(urls)], token=key, seed=seed) for i in range(callers)]
     answers: list[Answer] = together(work)
     settle_down(fleet, "acme")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from tests.faults.checker import Broken, Figures, Sampler, Violation, check, settle_down
-from tests.faults.clients import Answer, ask, midday, together
+from tests.faults.clients import Answer, History, midday
 from tests.fleet import Fleet
 
 Level = Literal["tenant", "key", "user"]
@@ -33,61 +32,74 @@ def tenants(level: Level | None) -> str:
     return f"version: 1\ntenants:\n  acme: {{name: Acme, timezone: {midday()}, limits: {limits}}}\n"
 
 
-def token(fleet: Fleet, level: Level | None) -> str:
+def token(fleet: Fleet, level: Level | None = None, tenant: str = "acme") -> str:
     """A key of that tenant."""
-    return fleet.key("acme", "--budget", "5.00/day" if level == "key" else "1000.00/day")
+    return fleet.token(tenant, "5.00/day" if level == "key" else "1000.00/day")
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a storm came to."""
 
-    answers: list[Answer]
-    topped_up: list[Answer]
+    storm: History
+    topped_up: History
     refused: Answer
     sampler: Sampler
     figures: Figures
 
 
 def storm(
-    fleet: Fleet, level: Level, *, requests: int = 1_000, faults: Sequence[dict[str, object]] = FAULTS
+    fleet: Fleet,
+    level: Level,
+    *,
+    requests: int = 1_000,
+    faults: Sequence[dict[str, object]] = FAULTS,
+    dear: Callable[[int], bool] = lambda seed: False,
 ) -> Outcome:
     """Run it: everyone at once; then ask for exactly what is left; then for one more.
+
+    Args:
+        dear: which seeds ask for the picture of twice the price.
 
     Raises:
         Broken: with the invariants that do not hold.
     """
     key, caps = token(fleet, level), {str(level): CAP}
     fleet.faults(list(faults))
-    urls = [replica.url for replica in fleet.replicas]
+    everything = History()
 
-    def asking(seeds: range) -> list[Answer]:
-        return together([partial(ask, url=urls[seed % len(urls)], token=key, seed=seed, user="ada") for seed in seeds])
+    def asking(seeds: range) -> History:
+        made = History()
+        made.send(fleet.urls, key, seeds, user="ada", each=lambda seed: {"variant": "max" if dear(seed) else "pro"})
+        everything.calls += made.calls
+        return made
 
     with Sampler(fleet.redis_url, "acme", WIDE | caps) as sampler:
-        answers = asking(range(requests))
+        first = asking(range(requests))
         settle_down(fleet, "acme")
         fleet.faults([])
         left = max(0, CAP - spent(fleet, level)) // PRICE
-        topped_up = asking(range(10_000, 10_000 + left)) if left else []
-        refused = asking(range(20_000, 20_001))[0]
+        topped_up = History()
+        if left:
+            topped_up.send(fleet.urls, key, range(10_000, 10_000 + left), user="ada")
+        refused = History()
+        refused.send(fleet.urls, key, [20_000], user="ada")
+        everything.calls += topped_up.calls + refused.calls
         settle_down(fleet, "acme")
     figures, found = None, list(sampler.violations)
     try:
-        figures = check(fleet, "acme", caps=caps)
+        figures = check(fleet, "acme", caps=caps, history=everything)
     except Broken as broken:
         found += broken.violations
+    if len(first.answers) != requests:
+        found.append(Violation("I2", "not every caller was answered"))
     if found or figures is None:
         raise Broken(found)
-    if len(answers) != requests:
-        raise Broken([Violation("I2", "not every caller was answered")])
-    return Outcome(answers, topped_up, refused, sampler, figures)
+    return Outcome(first, topped_up, refused.answers[0], sampler, figures)
 
 
 def spent(fleet: Fleet, level: Level) -> int:
     """What the level's window says is spent, in micro-dollars."""
-    client = fleet.redis
-    windows = list(client.scan_iter(f"kg:{{t:acme}}:win:{level}:*:usd:*"))
-    total = sum(int(client.hget(name, "spent") or 0) for name in windows)
-    client.close()
-    return total
+    with fleet.redis as client:
+        windows = list(client.scan_iter(f"kg:{{t:acme}}:win:{level}:*:usd:*"))
+        return sum(int(client.hget(name, "spent") or 0) for name in windows)

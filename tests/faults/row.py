@@ -1,0 +1,93 @@
+"""Rows of the catalogue of faults as data: what each asks, how much of it at which depth, and how a run of one ends.
+
+A row is a function over a `Run` that says what it reached in `run.reached` and fails by an exception. Registered here
+by the modules of `tests.faults.rows`; run by `python -m tests.faults`, and by pytest at CI depth.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Depth = Literal["ci", "nightly"]
+Work = Callable[..., None]
+SEED = "FAULTS_SEED"  # environment variable that replays a run
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fault: `asked` is the figure to reach, `counts` what `work` is called with at each depth."""
+
+    id: str
+    asked: str
+    work: Work
+    counts: Mapping[Depth, Mapping[str, Any]]
+
+
+ROWS: dict[str, Row] = {}
+
+
+def row(id: str, asked: str, *, ci: Mapping[str, Any], nightly: Mapping[str, Any]) -> Callable[[Work], Work]:
+    """Register a function as a row."""
+
+    def register(work: Work) -> Work:
+        assert id not in ROWS, id
+        ROWS[id] = Row(id, asked, work, {"ci": ci, "nightly": nightly})
+        return work
+
+    return register
+
+
+@dataclass
+class Run:
+    """One run of a row: a folder of its own, a seed and its draws, and what it has reached so far."""
+
+    folder: Path
+    seed: int
+    depth: Depth
+    draw: random.Random = field(init=False)
+    reached: str = ""
+
+    def __post_init__(self) -> None:
+        self.draw = random.Random(self.seed)
+
+    def within(self, seconds: float) -> float:
+        """A time limit as asked; at CI depth four times as much, because the machine is shared."""
+        return seconds * (1 if self.depth == "nightly" else 4)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a run of a row ended; `trouble` is empty when it reached its figure."""
+
+    row: Row
+    reached: str
+    seed: int
+    seconds: float
+    trouble: str
+
+    def __str__(self) -> str:
+        state = "MISS" if self.trouble else "ok"
+        reached = self.reached or "-"
+        return f"{self.row.id:<5} {state:<4} {self.seconds:6.1f} s  seed {self.seed:<10} {self.row.asked} | {reached}"
+
+
+def seed_of_environment() -> int:
+    """The seed to replay, or a fresh one."""
+    return int(os.environ.get(SEED) or random.SystemRandom().randrange(2**31))
+
+
+def execute(row: Row, depth: Depth, folder: Path, seed: int) -> Verdict:
+    """Run it once."""
+    run, began, trouble = Run(folder, seed, depth), time.monotonic(), ""
+    try:
+        row.work(run, **row.counts[depth])
+    except Exception:
+        trouble = traceback.format_exc()
+    return Verdict(row, run.reached, seed, time.monotonic() - began, trouble)

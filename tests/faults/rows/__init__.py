@@ -1,0 +1,8 @@
+"""The rows, by what is attacked; importing this package registers all of them."""
+
+from __future__ import annotations
+
+from tests.faults.row import ROWS
+from tests.faults.rows import money
+
+__all__ = ["ROWS", "money"]
