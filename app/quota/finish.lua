@@ -24,6 +24,7 @@ if state == target then
   local by = redis.call('HMGET', KEYS[2], 'ender', 'moved', 'came_from')
   return {'already', redis.call('HGET', KEYS[1], 'seq') or '0', state, by[1] or '', by[2] or '0', by[3] or ''}
 end
+if state == 'SETTLED' or state == 'REFUNDED' then return {'state', state} end -- final, whatever the caller believes
 if (ARGV[4] ~= '' and held[2] ~= ARGV[4]) or not string.find(',' .. ARGV[5] .. ',', ',' .. state .. ',', 1, true) then
   return {'state', state}
 end

@@ -29,8 +29,8 @@ async def reap(ledger: Ledger, incarnation: Incarnation) -> int:
         holds = await ledger.store.commands(*(("HMGET", keys.reservation(tenant, i), *fields) for i in ids))
         alive = await incarnation.alive(hold[0].decode() for hold in holds if hold[0]) - {ledger.owner}
         for reservation, hold in zip(ids, holds, strict=True):
-            if hold[0] is None or hold[0].decode() in alive:
-                continue
+            if hold[0] is None or hold[0].decode() in alive or hold[1] not in (b"RESERVED", b"DISPATCHING"):
+                continue  # also what another reaper has ended since this one looked
             call = Finish.from_record(tenant, reservation, dict(zip(fields, hold, strict=True)), facts=_FACTS)
             ended += await ledger.finish(call) == "done"
     return ended
