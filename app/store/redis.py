@@ -157,7 +157,7 @@ class Store:
                     )
                 if not line.usable:
                     raise ConnectionError
-            except (RedisError, OSError, TimeoutError) as error:
+            except Exception as error:  # uvloop has errors of its own, and nobody may wait for this task for ever
                 self._observe("connect", 0.0, type(error).__name__)
                 self._fail_queue()
                 await asyncio.sleep(uniform(*REDIAL))
