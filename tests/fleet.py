@@ -37,10 +37,11 @@ PEPPER = "pepper-of-the-tests-0123456789abcdef"
 APP = (sys.executable, "-m", "app")
 
 
-def get_json(url: str, *, data: object = None, method: str | None = None) -> Any:
-    """One plain HTTP exchange with a control or ops endpoint."""
+def get_json(url: str, *, data: object = None, method: str | None = None, token: str | None = None) -> Any:
+    """One plain HTTP exchange with a control or ops endpoint, or with a key's token."""
     body = None if data is None else json.dumps(data).encode()
-    request = urllib.request.Request(url, data=body, method=method, headers={"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    request = urllib.request.Request(url, data=body, method=method, headers=headers)
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.loads(answer.read() or b"null")
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from tests.faults.checker import books, check, in_progress, settle_down
-from tests.faults.clients import Answer, ask, ask_after, ask_or_lose, statuses, together
+from tests.faults.checker import books, check, settle_down
+from tests.faults.clients import ask, ask_after, statuses, together
 from tests.faults.flock import THREE_SECONDS, flock
-from tests.faults.storm import PRICE, tenants, token
-from tests.fleet import fleet, wait_until
+from tests.faults.storm import PRICE, tenants
+from tests.fleet import fleet
 
 CALLERS = 200
 
@@ -67,54 +65,3 @@ def test_a_leader_without_budget_hands_the_flight_to_one_that_has_some(tmp_path:
         assert refused > 0
         assert running.stats()["received"] == rounds
         assert {row["key"] for row in books(running).rows} == {rich_id}
-
-
-def test_a_leader_killed_before_dispatch_is_replaced_by_a_follower_of_another_replica(tmp_path: Path) -> None:
-    with fleet(tmp_path, tenants(None), replicas=2, GATEWAY_UPSTREAM_CONCURRENCY="1") as running:
-        key = token(running, None)
-        first, second = running.replicas
-        running.faults([{"kind": "slow", "count": 1, "options": {"after_seconds": 6}}])
-        with ThreadPoolExecutor() as pool:
-            long = pool.submit(together, [partial(ask, url=second.url, token=key, seed=1)])
-            wait_until(lambda: in_progress(running) == 1, 10)
-            leader = pool.submit(together, [partial(ask_or_lose, url=first.url, token=key, seed=2)])
-            wait_until(lambda: len(books(running).outstanding) == 2, 10)  # it waits for its turn, with its money held
-            follower = pool.submit(together, [partial(ask, url=second.url, token=key, seed=2)] * 3)
-            time.sleep(0.5)
-            first.kill()
-            assert leader.result() == [None]
-            assert statuses(long.result()) == {"200 ok": 1}
-            answers = follower.result()
-        settle_down(running, "acme")
-        figures = check(running, "acme")
-        print(f"\nleader killed before dispatch: {[answer.source for answer in answers]}; {figures}")
-        assert sorted(answer.source for answer in answers) == ["coalesced", "coalesced", "upstream"]
-        assert (figures.jobs, figures.refunds) == (2, 1)
-        assert {row["by"] for row in books(running).rows if row["state"] == "REFUNDED"} == {"reaper"}
-
-
-def test_a_job_whose_leader_was_killed_after_dispatch_is_never_sent_again(tmp_path: Path) -> None:
-    with fleet(tmp_path, tenants(None), replicas=2, GATEWAY_UPSTREAM_DEADLINE="13s") as running:
-        key = token(running, None)
-        first, second = running.replicas
-        running.faults([{"kind": "slow", "count": 1, "options": {"after_seconds": 3}}])
-        with ThreadPoolExecutor() as pool:
-            leader = pool.submit(together, [partial(ask_or_lose, url=first.url, token=key, seed=2)])
-            wait_until(lambda: in_progress(running) == 1, 10)
-            began = time.monotonic()
-            follower = pool.submit(together, [partial(ask, url=second.url, token=key, seed=2)] * 3)
-            time.sleep(0.5)
-            first.kill()
-            assert leader.result() == [None]
-            answers: list[Answer] = follower.result()
-            waited = time.monotonic() - began
-        settle_down(running, "acme")
-        figures = check(running, "acme")
-        print(f"\nleader killed after dispatch: {statuses(answers)} after {waited:.1f} s; {figures}")
-        assert {(answer.status, answer.code, answer.charged) for answer in answers} == {
-            (504, "upstream_timeout", "unknown")
-        }
-        assert waited < 13 + 5
-        assert running.stats()["received"] == figures.jobs == 1
-        assert (figures.settled, figures.ambiguous) == (0, PRICE)
-        assert {row["by"] for row in books(running).rows} == {"reaper"}

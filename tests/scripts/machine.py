@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from app.store import keys
-from tests.faults.checker import Books, Broken, Violation, over
+from tests.faults.books import Books, Broken, Violation, over
 from tests.scripts.desk import FAR, TENANT, Desk, Limit
 
 CAPS = {"tenant": 100, "user": 60}
@@ -221,9 +221,12 @@ class Machine(RuleBasedStateMachine):
             raise Broken([Violation("model", f"{what}: {found} where the model says {expected}")])
 
 
-def play(desk: Desk, *, examples: int, shrink: bool = True) -> None:
-    """Play this many games of up to 40 calls; `shrink` looks for the shortest that goes wrong. Raises Broken."""
+def play(desk: Desk, *, examples: int, shrink: bool = True, draws: int | None = None) -> None:
+    """Play this many games of up to 40 calls; `shrink` looks for the shortest that goes wrong, `draws` is a seed.
+    Raises Broken."""
     played = type("Played", (Machine,), {"desk": desk})
+    if draws is not None:
+        seed(draws)(played)
     depth = settings(
         max_examples=examples, stateful_step_count=40, deadline=None, database=None, print_blob=False,
         phases=[Phase.generate, *([Phase.shrink] if shrink else [])], report_multiple_bugs=False,

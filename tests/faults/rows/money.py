@@ -13,18 +13,21 @@ from tests.faults.clients import DOCUMENTED, History
 from tests.faults.nemesis import meanwhile
 from tests.faults.proxy import CALM, Weather, weathered
 from tests.faults.row import Run, row
-from tests.faults.storm import CAP, PRICE, Level, spent, storm, tenants, token
+from tests.faults.storm import CAP, PATIENT, PRICE, Level, spent, storm, tenants, token
 from tests.fleet import fleet, wait_until
 
+SLOW = ("--time-scale", "0.1", "--picture", "small")
 FAST = ("--time-scale", "0.01", "--picture", "small")
 LEASE, GRACE = 10, 5  # seconds
 LEVELS: tuple[Level, ...] = ("tenant", "key", "user")
+# Every fourth round failures are billed, and the table of outcomes says so.
+TURNED = {"GATEWAY_OUTCOMES": "failed=charge"}
 
 
 @row(
     "M-01",
     "a cap of 125 pictures is used to its last micro-dollar and never passed, at each level",
-    ci={"rounds": 3, "requests": 500},
+    ci={"rounds": 4, "requests": 400},
     nightly={"rounds": 200, "requests": 1_000},
 )
 def storms_at_the_cap(run: Run, rounds: int, requests: int) -> None:
@@ -32,8 +35,11 @@ def storms_at_the_cap(run: Run, rounds: int, requests: int) -> None:
     for number in range(rounds):
         level, folder = LEVELS[number % 3], run.folder / str(number)
         folder.mkdir()
+        turned = number % 4 == 3
+        billing = ("--time-scale", "0.05", "--picture", "small", *(["--bill-failures"] if turned else []))
+        table = PATIENT | {"GATEWAY_UPSTREAM_CONCURRENCY": "64"} | (TURNED if turned else {})
         dear = {seed for seed in range(requests) if run.draw.random() < 0.1}
-        with fleet(folder, tenants(level), replicas=3, GATEWAY_UPSTREAM_CONCURRENCY="64") as running:
+        with fleet(folder, tenants(level), replicas=3, sandbox=billing, **table) as running:
             found = storm(running, level, requests=requests, dear=dear.__contains__)
             samples, instants = samples + found.sampler.samples, instants + found.sampler.instants
             figures, delivered = found.figures, found.storm.cost + found.topped_up.cost
@@ -42,11 +48,14 @@ def storms_at_the_cap(run: Run, rounds: int, requests: int) -> None:
             assert found.sampler.samples > 100
             assert found.sampler.highest[level] == CAP  # the run did press against the cap
             assert figures.ambiguous > 0
+            charged = [answer for answer in found.storm.answers if answer.charged == "yes"]
+            assert bool(charged) == turned
             assert figures.refunds > 0
             assert found.topped_up.outcomes().keys() <= {"ok"}
             assert (found.refused.status, found.refused.code) == (402, "budget_exhausted")
             assert spent(running, level) == CAP == figures.bill == figures.settled + figures.ambiguous
-            assert delivered == figures.settled
+            if not turned:
+                assert delivered == figures.settled
 
 
 @row(
@@ -60,7 +69,7 @@ def replies_of_the_ledger_are_lost(run: Run, requests: int, rate: int) -> None:
     for share in (0.1, 0.3):
         folder = run.folder / str(share)
         folder.mkdir()
-        with fleet(folder, tenants(None), replicas=0, sandbox=FAST) as running:
+        with fleet(folder, tenants(None), replicas=0, sandbox=FAST, **PATIENT) as running:
             key, history = token(running), History()
             with weathered(running.redis_url, run.seed) as link:
                 running.ready(*(running.launch(REDIS_URL=link.at) for _ in range(2)))
@@ -88,7 +97,7 @@ def clients_leave_at_forty_points(run: Run, rounds: int) -> None:
     points, job = 40, 0.6
     with fleet(
         run.folder, tenants(None), replicas=2, sandbox=("--time-scale", "0.1", "--picture", "small"),
-        GATEWAY_UPSTREAM_CONCURRENCY="12",
+        GATEWAY_UPSTREAM_CONCURRENCY="12", **PATIENT,
     ) as running:  # fmt: skip
         key = token(running)
         for number in range(rounds):
@@ -140,7 +149,7 @@ def _half_a_request(url: str, key: str, share: float) -> None:
     nightly={"kills": 300, "rate": 30},
 )
 def replicas_are_killed_under_load(run: Run, kills: int, rate: int) -> None:
-    with fleet(run.folder, tenants(None), replicas=3, sandbox=("--time-scale", "0.1", "--picture", "small")) as running:
+    with fleet(run.folder, tenants(None), replicas=3, sandbox=SLOW, **PATIENT) as running:
         key, history = token(running), History()
         last = [time.monotonic()]
 
@@ -174,7 +183,9 @@ def replicas_are_killed_under_load(run: Run, kills: int, rate: int) -> None:
     nightly={"seconds": 90},
 )
 def a_replica_is_frozen_for_longer_than_its_lease(run: Run, seconds: float) -> None:
-    with fleet(run.folder, tenants(None), replicas=2, sandbox=FAST, GATEWAY_UPSTREAM_CONCURRENCY="4") as running:
+    with fleet(
+        run.folder, tenants(None), replicas=2, sandbox=FAST, GATEWAY_UPSTREAM_CONCURRENCY="4", **PATIENT
+    ) as running:
         key, history = token(running), History()
         sleeper = running.replicas[0]
         running.faults([{"kind": "slow", "count": 4, "options": {"after_seconds": 4}}])
@@ -214,7 +225,7 @@ def the_upstream_bills_and_says_nothing(run: Run, jobs: int) -> None:
         {"kind": "truncated"},
         {"kind": "hang"},
     ]
-    wide = {"GATEWAY_UPSTREAM_DEADLINE": "4s", "GATEWAY_UPSTREAM_CONCURRENCY": "64"}
+    wide = PATIENT | {"GATEWAY_UPSTREAM_DEADLINE": "4s", "GATEWAY_UPSTREAM_CONCURRENCY": "64"}
     with fleet(run.folder, tenants(None), replicas=2, sandbox=FAST, **wide) as running:
         key, history = token(running), History()
         for number, way in enumerate(ways):

@@ -1,0 +1,76 @@
+"""Every call of a money script that a gateway makes, on a ledger in which every key exists; also for the row on damaged
+keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from app.store import keys
+from tests.scripts.desk import FAR, TENANT, Desk, Limit
+
+Call = Callable[[Desk], object]
+LIMITS = [
+    Limit("tenant", "usd", 100, 10),
+    Limit("key", "usd", 100, 10),
+    Limit("user", "usd", 100, 10),
+    Limit("user", "img", 5, 1),
+]
+PLACES = (("all", 3), ("ada", 2))
+
+
+def span(desk: Desk) -> tuple[int, int]:
+    """The window that the first reservation opens and the later ones find open."""
+    found: Any = desk.client.hget(keys.ledger(TENANT), "w:day")
+    if found:
+        start, end = map(int, found.split(b","))
+        return start, end
+    return desk.now - 1_000, desk.now + FAR
+
+
+def hold(desk: Desk, name: str, limits: list[Limit] = LIMITS) -> list[object]:
+    """One image, both places, and ten micro-dollars at every level."""
+    return desk.reserve(name, "a", limits, span(desk), places=PLACES, amount=10)
+
+
+CALLS: dict[str, tuple[Call, Callable[[Desk], list[str]]]] = {
+    "admit": (
+        lambda desk: desk.admit([("k1", 1_000_000, 5), ("k2", 1_000_000, 5)]),
+        lambda desk: [
+            keys.ledger(TENANT),
+            keys.key(TENANT, "key_1"),
+            *(keys.rate(TENANT, "key", s) for s in ("k1", "k2")),
+        ],
+    ),
+    "reserve": (lambda desk: hold(desk, "new"), lambda desk: desk.reserve_keys("new", LIMITS, span(desk)[0], PLACES)),
+    "dispatch": (
+        lambda desk: desk.dispatch("held", "a", 0),
+        lambda desk: [keys.ledger(TENANT), keys.reservation(TENANT, "held"), keys.key(TENANT, "key_1")],
+    ),
+    "retract": (
+        lambda desk: desk.retract("sent", "a", 0),
+        lambda desk: [keys.ledger(TENANT), keys.reservation(TENANT, "sent")],
+    ),
+    "settle": (
+        lambda desk: desk.finish("sent", "SETTLED", "DISPATCHING", paid=7),
+        lambda desk: desk.finish_keys("sent"),
+    ),
+    "refund": (lambda desk: desk.finish("held", "REFUNDED", "RESERVED"), lambda desk: desk.finish_keys("held")),
+    "lose": (lambda desk: desk.finish("sent", "AMBIGUOUS", "DISPATCHING"), lambda desk: desk.finish_keys("sent")),
+}
+
+
+def busy(desk: Desk) -> Desk:
+    """One reservation held, one sent, one ambiguous, one settled."""
+    desk.open()
+    limits = [Limit(x.level, x.kind, 1_000, x.add) for x in LIMITS]
+    places = tuple((subject, 100) for subject, _ in PLACES)
+    for name in ("held", "sent", "lost", "done"):
+        assert desk.reserve(name, "a", limits, span(desk), places=places, amount=10)[0] == "ok"
+    assert [desk.dispatch(name, "a", 0)[0] for name in ("sent", "lost", "done")] == ["ok"] * 3
+    assert desk.finish("lost", "AMBIGUOUS", "DISPATCHING")[0] == "done"
+    assert desk.finish("done", "SETTLED", "DISPATCHING", paid=10)[0] == "done"
+    assert desk.admit([("k1", 1_000_000, 5), ("k2", 1_000_000, 5)])[0] == "ok"
+    for subject, _ in PLACES:  # room for one more
+        desk.client.srem(keys.concurrency(TENANT, "tenant", subject), "held", "sent")
+    return desk
