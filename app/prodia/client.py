@@ -47,7 +47,7 @@ class Prodia:
         token: str,
         transport: httpx2.AsyncBaseTransport | None = None,
         patterns: Moderation = DEFAULT,
-        max_response_bytes: int = 64 * 1024 * 1024,
+        max_response_bytes: int = 24 * 1024 * 1024,
         connect_timeout: float = 5.0,
         max_connections: int,
     ) -> None:
