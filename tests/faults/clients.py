@@ -50,6 +50,7 @@ class Answer:
     cost: str
     job: str = ""
     retry_after: str = ""
+    text: str = ""  # headers, and the body of an error
 
 
 async def ask(session: aiohttp.ClientSession, url: str, token: str, **fields: Any) -> Answer:
@@ -70,6 +71,7 @@ async def ask(session: aiohttp.ClientSession, url: str, token: str, **fields: An
             answer.headers.get("Gateway-Cost-Usd", ""),
             answer.headers.get("Gateway-Job-Id", ""),
             answer.headers.get("Retry-After", ""),
+            f"{answer.headers}{told}",
         )
 
 
@@ -157,6 +159,11 @@ class History:
     def answers(self) -> list[Answer]:
         """Every answer that came."""
         return [call.answer for call in self.calls if call.answer is not None]
+
+    @property
+    def texts(self) -> list[str]:
+        """What the answers said in words."""
+        return [answer.text for answer in self.answers]
 
     @property
     def cost(self) -> int:

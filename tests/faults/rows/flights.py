@@ -126,7 +126,6 @@ def the_leader_is_killed(run: Run, rounds: int, pictures: int, followers: int) -
     nightly={"rounds": 200, "followers": 50},
 )
 def the_leader_fails(run: Run, rounds: int, followers: int) -> None:
-    late = {"after_seconds": 0.5}
     ways = {"failed": "502", "moderated_prompt": "422", "busy": "503", "cut_after_accept": "502"}
     with fleet(run.folder, tenants(None), replicas=3, sandbox=FAST, **PATIENT) as running:
         key, most = token(running), 0

@@ -185,7 +185,7 @@ def the_ledger_is_lost(run: Run, rounds: int) -> None:
             with steady(running.urls, key, 20) as load:
                 time.sleep(0.5)
                 lose(running)
-                time.sleep(0.5)  # what was acknowledged before is sent
+                time.sleep(run.within(0.25))  # what was acknowledged before is sent
                 sent = received(running)
                 load.mark("lost")
                 time.sleep(1)
