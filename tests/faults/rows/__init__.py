@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from tests.faults.row import ROWS
-from tests.faults.rows import clocks, flights, hostile, ledger, money, outcomes, scripts
+from tests.faults.rows import clocks, flights, hostile, ledger, links, money, outcomes, scripts, upstream
 
-__all__ = ["ROWS", "clocks", "flights", "hostile", "ledger", "money", "outcomes", "scripts"]
+__all__ = ["ROWS", "clocks", "flights", "hostile", "ledger", "links", "money", "outcomes", "scripts", "upstream"]
