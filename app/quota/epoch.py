@@ -1,5 +1,5 @@
 """The ledger's identity: an id in Redis and a sequence mark per tenant in memory, so that a lost ledger is never read
-as "nothing spent".
+as "nothing spent". The heartbeat keeps the marks fresh, also of tenants that only other replicas serve.
 
 Every money script is given the id and the mark and refuses when the ledger it finds is another one or older. Then
 this process stops admitting until an operator runs `kontext-gateway ledger release`. A failover whose sequence is at
@@ -95,11 +95,23 @@ class Epoch:
             self.id = current
         elif current == self.id:
             # The id alone does not thaw: a rolled back ledger has it too.
-            self.frozen = self.frozen or current is None
+            self.frozen = self.frozen or current is None or await self._rolled_back()
         elif current is not None and found[1] == b"1":
             self._adopt(current)
         else:
             self.frozen = True
+
+    async def _rolled_back(self) -> bool:
+        """Learn every tenant's sequence, also of those that other replicas serve; whether one is behind its mark."""
+        marks = dict(self._marks)  # before the look: what requests learn meanwhile is newer than what is found
+        names = {name.decode() for name in await self._store.command("SMEMBERS", keys.TENANTS)} | marks.keys()
+        found = await self._store.commands(*(("HMGET", keys.ledger(name), "epoch", "seq") for name in names))
+        behind = False
+        for name, (epoch, sequence) in zip(names, found, strict=True):
+            if epoch is None or epoch.decode() == self.id:
+                behind = behind or int(sequence or 0) < marks.get(name, 0)
+                self.saw(name, sequence or b"0")
+        return behind
 
     def _adopt(self, current: str) -> None:
         self.id, self.frozen = current, False

@@ -179,9 +179,9 @@ def the_ledger_is_lost(run: Run, rounds: int) -> None:
     ways = {"flushed": _flush, "started empty": _start_empty, "rolled back": _roll_back}
     slow = ("--time-scale", "0.05", "--picture", "small")
     with fleet(run.folder, tenants(None), replicas=2, sandbox=slow, GATEWAY_UPSTREAM_CONCURRENCY="4") as running:
-        key, told = token(running), []
+        key, told = token(running), [_an_idle_replica_notices(running)]
         for way, lose in [*ways.items()] * rounds:
-            run.reached = f"{'; '.join(told[-len(ways) :])}; {way}"
+            run.reached = f"{'; '.join(told)}; {way}"
             with steady(running.urls, key, 20) as load:
                 time.sleep(0.5)
                 lose(running)
@@ -206,7 +206,29 @@ def the_ledger_is_lost(run: Run, rounds: int) -> None:
             recovers(running, key, History())
             assert all(one.total("kontext_gateway_ledger_frozen") == 0 for one in running.replicas)
             told.append(f"{way}: {sorted(seen)}, 0 sent")
-            run.reached = "; ".join(told[-len(ways) :])
+            run.reached = "; ".join(told)
+
+
+def _an_idle_replica_notices(running: Fleet) -> str:
+    """Also a replica that served nobody since the copy was made takes it for what it is."""
+    busy, idle = running.urls
+    key, spending, late = token(running), History(), History()
+    with running.redis as client:
+        client.save()
+    copy = running.server.folder.parent / "copy.rdb"
+    shutil.copy(running.server.folder / "dump.rdb", copy)
+    spending.send([busy], key, range(600_000, 600_010))
+    time.sleep(2.5)  # two heartbeats
+    _kill_and_restore(running, copy)
+    time.sleep(1.5)
+    late.send([idle], key, range(600_100, 600_110))
+    assert spending.outcomes() == {"ok": 10}
+    assert late.statuses() == {"503 ledger_frozen": 10}, late.statuses()
+    none_sent(running, 10)
+    running.command("ledger", "release")
+    time.sleep(1.5)
+    recovers(running, key, History())
+    return "idle replica: 503 ledger_frozen, 0 sent"
 
 
 def _flush(running: Fleet) -> None:
