@@ -1,8 +1,9 @@
-"""The rows, by what is attacked; importing this package registers all of them."""
+"""The rows, by what is attacked; importing this package registers all of them, in the order of their ids."""
 
 from __future__ import annotations
 
-from tests.faults.row import ROWS
+from tests.faults import row
 from tests.faults.rows import clocks, flights, hostile, ledger, links, money, outcomes, scripts, upstream
 
 __all__ = ["ROWS", "clocks", "flights", "hostile", "ledger", "links", "money", "outcomes", "scripts", "upstream"]
+ROWS = dict(sorted(row.ROWS.items()))
