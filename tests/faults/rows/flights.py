@@ -269,7 +269,7 @@ async def _cancelled_calls(link: Proxy, draw: random.Random, calls: int) -> dict
             seen["right" if asking.result() == wanted.encode() else "foreign"] += 1
 
     for at in range(0, calls, 1_000):
-        link.set(Weather(jitter=0.01, cut_reply=0.01, cut_request=0.01))
+        link.set(Weather(jitter=0.01, cut_reply=0.002, cut_request=0.002))
         wave = asyncio.gather(*(one() for _ in range(min(1_000, calls - at))))
         await asyncio.sleep(0.03)
         link.cut()

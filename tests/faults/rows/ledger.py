@@ -15,7 +15,7 @@ from tests.faults.load import Load, percentile, steady
 from tests.faults.nemesis import meanwhile
 from tests.faults.proxy import CALM, DOWN, Weather, weathered
 from tests.faults.row import Run, row
-from tests.faults.storm import tenants, token
+from tests.faults.storm import PATIENT, tenants, token
 from tests.fleet import APP, ROOT, Fleet, fleet, get_json, wait_until
 
 FAST = ("--time-scale", "0.01", "--picture", "small")
@@ -177,8 +177,8 @@ def _status(url: str) -> int:
 )
 def the_ledger_is_lost(run: Run, rounds: int) -> None:
     ways = {"flushed": _flush, "started empty": _start_empty, "rolled back": _roll_back}
-    slow = ("--time-scale", "0.05", "--picture", "small")
-    with fleet(run.folder, tenants(None), replicas=2, sandbox=slow, GATEWAY_UPSTREAM_CONCURRENCY="4") as running:
+    slow, few = ("--time-scale", "0.05", "--picture", "small"), PATIENT | {"GATEWAY_UPSTREAM_CONCURRENCY": "4"}
+    with fleet(run.folder, tenants(None), replicas=2, sandbox=slow, **few) as running:
         key, told = token(running), [_an_idle_replica_notices(running)]
         for way, lose in [*ways.items()] * rounds:
             run.reached = f"{'; '.join(told)}; {way}"
