@@ -153,7 +153,7 @@ class Fleet:
     def ready(self, *replicas: Replica) -> None:
         """Wait until they are."""
         for replica in replicas:
-            wait_until(partial(_ready, replica), 20, replica.log.read_text)
+            wait_until(partial(_ready, replica), 60, replica.log.read_text)
 
     @property
     def urls(self) -> list[str]:
