@@ -1,4 +1,4 @@
-"""The commands: `kontext-gateway serve | sandbox | check | keys | ledger | usage | health`, and those of `commands`.
+"""The commands: `kontext-gateway serve | sandbox | check | generate | edit | keys | ledger | usage | health`.
 
 Thin: each reads settings, calls one part of the app, and says in plain words what happened. A mistake is a line with
 its place and exit code 1, never a traceback.
