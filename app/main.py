@@ -103,7 +103,7 @@ def create_app(
     incarnation = Incarnation(ledger_store)
     epoch = Epoch(ledger_store)
     ledger = Ledger(ledger_store, epoch, incarnation.id, moved=lambda move: _count(metrics, move))
-    results = Results(cache_store)
+    results = Results(cache_store, hot=settings.gateway_hot_cache_bytes)
     turns = Turns(
         ledger_store,
         incarnation.id,

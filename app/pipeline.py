@@ -131,7 +131,10 @@ class Gateway:
             record.rates += await self.ledger.admit_user(caller, request.user)
         scope, digest = await self.where(job)
         keep = control.keep and caller.tenant.cache.scope != "off"
-        if keep and control.reuse and request.seed_given and (hit := await self.results.find(scope, digest)):
+        hit = None
+        if keep and control.reuse and request.seed_given:
+            hit = await self.results.find_again(scope, digest, caller.tenant.cache.ttl_seconds)
+        if hit is not None:
             record.cache = "hit"
             self.deliveries.note(job, "cache", hit.price)
             return Delivery(job, hit, "cache", plans, keep)

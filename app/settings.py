@@ -106,6 +106,9 @@ class Settings(BaseSettings):
     gateway_accept_volatile_ledger: bool = Field(
         default=False, description="Start although the ledger's Redis may evict keys or does not persist them."
     )
+    gateway_hot_cache_bytes: int = Field(
+        default=67_108_864, ge=0, le=1 << 34, description="Bytes of pictures that a process keeps for repeats; 0: none."
+    )
     gateway_image_url_ttl: Seconds = Field(
         default=3600.0, ge=1, le=604800, description="Seconds that a signed image link in a reply works."
     )

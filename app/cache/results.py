@@ -11,10 +11,12 @@ import hashlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from time import time
 from typing import Any
 
 import orjson
 
+from app.cache.hot import Hot
 from app.errors import LedgerUnavailable
 from app.store import keys
 from app.store.redis import Store
@@ -51,10 +53,12 @@ def image_id(digest: str, sha256: str) -> str:
 
 
 class Results:
-    """The cache of one process. `ttl` values are seconds."""
+    """The cache of one process. `ttl` values are seconds; `hot` is how many bytes of pictures that are asked for again
+    stay in the process."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, hot: int = 0) -> None:
         self._store = store
+        self._hot: Hot[Result] = Hot(hot)
 
     async def find(self, scope: str, digest: str) -> Result | None:
         """The stored result of a digest, or None when there is none, it is damaged, or the cache is away."""
@@ -62,6 +66,15 @@ class Results:
             return decode(await self._store.command("GET", keys.result(scope, digest[:40])))
         except LedgerUnavailable:
             return None
+
+    async def find_again(self, scope: str, digest: str, ttl: int) -> Result | None:
+        """Like `find`, and at once when it was found a moment ago; `ttl` is how long the tenant keeps results."""
+        name = keys.result(scope, digest[:40])
+        if (known := self._hot.get(name)) is not None:
+            return known
+        if (found := await self.find(scope, digest)) is not None:
+            self._hot.keep(name, found, seconds=found.created + ttl - time())
+        return found
 
     async def by_id(self, scopes: tuple[str, ...], wanted: str) -> Result | None:
         """The picture of an image id in the scopes that a tenant may read; None when it is not there any more."""
@@ -91,6 +104,7 @@ class Results:
 
     async def store(self, digest: str, result: Result, ttl: int) -> bool:
         """Keep a result for `ttl` seconds; False when the cache did not acknowledge it."""
+        self._hot.drop(keys.result(result.scope, digest[:40]))
         try:
             await self._store.command("SET", keys.result(result.scope, digest[:40]), encode(result), "EX", ttl)
         except LedgerUnavailable:
