@@ -43,7 +43,7 @@ from app.telemetry.metrics import Metrics
 from app.telemetry.outcome import Outcome as Record
 from app.tenants import Keyring, Tenants
 
-OFF_LOOP = 256 * 1024  # bytes from which hashing and copying leave the event loop
+OFF_LOOP = 1024 * 1024  # bytes from which hashing leaves the event loop: below, a thread's wake-up costs more than it
 # An upstream answer, and its picture as (content type, width, height).
 Bought = tuple[Completed, tuple[str, int, int]]
 HEALTHY = frozenset({"invalid", "moderated", "failed", "refused", "misconfigured"})

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import IO
 
 IN_MEMORY = 256 * 1024
-CHUNK = 64 * 1024
+CHUNK = 120 * 1024  # few writes, and below the size from which malloc maps fresh pages for every buffer
+OFF_LOOP = 1024 * 1024  # bytes from which writing leaves the event loop: below, a thread's wake-up costs more than it
 
 
 class Blob:
@@ -27,7 +28,7 @@ class Blob:
         self._file = file
 
     def chunks(self) -> Iterator[bytes]:
-        """All bytes, in pieces of at most 64 KB."""
+        """All bytes, in pieces of at most `CHUNK`."""
         if self._file is None:
             for at in range(0, len(self._data), CHUNK):
                 yield self._data[at : at + CHUNK]
@@ -47,7 +48,7 @@ class Spool:
         """A blob of the data; what is larger than 256 KB leaves memory. Raises OSError when the disk is full."""
         if len(data) <= IN_MEMORY:
             return Blob(data, None)
-        return await asyncio.to_thread(self._write, data)
+        return self._write(data) if len(data) <= OFF_LOOP else await asyncio.to_thread(self._write, data)
 
     def _write(self, data: bytes) -> Blob:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
