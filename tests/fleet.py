@@ -15,7 +15,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -156,9 +156,14 @@ class Fleet:
             wait_until(partial(_ready, replica), 60, replica.log.read_text)
 
     @property
+    def alive(self) -> list[Replica]:
+        """The replicas that live."""
+        return [replica for replica in self.replicas if replica.process.poll() is None]
+
+    @property
     def urls(self) -> list[str]:
         """The public listeners of all replicas that live."""
-        return [replica.url for replica in self.replicas if replica.process.poll() is None]
+        return [replica.url for replica in self.alive]
 
     def token(self, tenant: str, *budgets: str) -> str:
         """As `key`, without a process of its own."""
@@ -175,10 +180,17 @@ class Fleet:
 
     def launch(self, program: Sequence[str] = APP, **environment: str) -> Replica:
         """Start one more replica, whether it becomes ready or not."""
-        port, ops = free_port(), free_port()
+        return self._launch(free_port(), free_port(), program, environment)
+
+    def relaunch(self, replica: Replica, program: Sequence[str] = APP, **environment: str) -> Replica:
+        """Start a replica that has ended again, on its addresses; the one that ended stays in the list."""
+        port, ops = (int(url.rsplit(":", 1)[1]) for url in (replica.url, replica.ops))
+        return self._launch(port, ops, program, environment)
+
+    def _launch(self, port: int, ops: int, program: Sequence[str], environment: Mapping[str, str]) -> Replica:
         log = self.folder / f"gateway-{port}.log"
         own = {"GATEWAY_LISTEN": f"127.0.0.1:{port}", "GATEWAY_OPS_LISTEN": f"127.0.0.1:{ops}"}
-        with log.open("wb") as out:
+        with log.open("ab") as out:
             process = subprocess.Popen(
                 [*program, "serve"], env=self.environment | own | environment, cwd=ROOT, stdout=out, stderr=out
             )

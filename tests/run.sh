@@ -9,10 +9,12 @@ cd "$(dirname "$0")/.."
 .venv/bin/pip install -q --no-deps -e .
 
 # Redis 7 is the second engine that every script is tested on; Chromium is the browser of the front-end tests; promtool,
-# which judges the alert rules, is in the package of Prometheus; libfaketime gives single processes a wrong clock.
+# which judges the alert rules, is in the package of Prometheus; libfaketime gives single processes a wrong clock; HAProxy
+# stands in front of replicas that are restarted one after the other.
 missing=""
 command -v redis-server >/dev/null || missing="$missing redis-server"
 command -v promtool >/dev/null || missing="$missing prometheus"
+command -v haproxy >/dev/null || missing="$missing haproxy"
 command -v chromium >/dev/null || missing="$missing chromium"
 ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing="$missing libfaketime"
 if [ -n "$missing" ]; then

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from tests.faults import row
-from tests.faults.rows import clocks, flights, hostile, ledger, links, money, outcomes, scripts, upstream
+from tests.faults.rows import clocks, deploys, flights, hostile, ledger, links, money, outcomes, scripts, upstream
 
-__all__ = ["ROWS", "clocks", "flights", "hostile", "ledger", "links", "money", "outcomes", "scripts", "upstream"]
+__all__ = [
+    "ROWS",
+    "clocks",
+    "deploys",
+    "flights",
+    "hostile",
+    "ledger",
+    "links",
+    "money",
+    "outcomes",
+    "scripts",
+    "upstream",
+]
 ROWS = dict(sorted(row.ROWS.items()))
