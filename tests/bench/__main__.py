@@ -1,137 +1,97 @@
-"""`python -m tests.bench`: CPU per request and added latency of the gateway beside a bare pass-through, in one run.
+"""`python -m tests.bench`: the gateway's cost beside references, measured side by side in one run.
 
-Starts everything itself on loopback: a canned 200 KB upstream without delay, a Valkey with an append-only file, the
-gateway with key, limits, budget and cache on and distinct seeds, and two bare FastAPI pass-throughs. Rounds
-alternate, and figures are medians over rounds; on a noisy machine only the ratios mean something.
+Starts everything itself on loopback, prints what it ran under and one table after the other. On a noisy machine only
+the ratios mean something.
 """
 
 from __future__ import annotations
 
-import asyncio
+import argparse
 import os
-import statistics
-import subprocess
+import platform
+import resource
 import sys
-import tempfile
-import time
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
-import aiohttp
+from . import forward, hits, nginx, replicas, waiting
+from .stand import SETTINGS, Stand, stand
+from .table import Table
 
-from tests.fleet import ROOT, fleet, free_port, wait_until
-
-TENANTS = """
-version: 1
-tenants:
-  bench:
-    limits:
-      requests: {rate: 1000000/1m, burst: 1000000}
-      images: [{max: 100000000, per: day}]
-      concurrency: 1000
-      budgets: [{usd: "1000000.00", per: day}, {usd: "10000000.00", per: month}]
-"""
-TICK = os.sysconf("SC_CLK_TCK")
+FILES = 20_000  # sockets and spool files of 3,000 jobs, with room
+PACKAGES = ("kontext-gateway", "fastapi", "uvicorn", "httpx2", "aiohttp", "redis")
 
 
-def cpu(pid: int) -> float:
-    """User and system seconds of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
+def arguments() -> argparse.Namespace:
+    """The options, each within its bounds."""
+
+    def bounded(least: int, most: int) -> Callable[[str], int]:
+        def count(text: str) -> int:
+            if not least <= int(text) <= most:
+                raise argparse.ArgumentTypeError(f"must be {least} to {most}")
+            return int(text)
+
+        return count
+
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure the gateway beside references.")
+    parser.add_argument("--only", default="a,b,c,d", help="tables, such as a,c (default: all)")
+    parser.add_argument("--rounds", type=bounded(1, 50), default=5, help="rounds that count (default: 5)")
+    parser.add_argument("--requests", type=bounded(1, 5000), default=300, help="requests of one round (default: 300)")
+    parser.add_argument("--quick", action="store_true", help="one round of 60 requests, 100 and 300 jobs in flight")
+    parser.add_argument("--peers", type=Path, metavar="DIR", help="also LiteLLM and Portkey, installed into DIR")
+    options = parser.parse_args()
+    options.only = options.only.split(",")
+    if unknown := set(options.only) - set("abcd"):
+        parser.error(f"--only: there is no table {', '.join(sorted(unknown))}")
+    return options
 
 
-async def load(url: str, key: str, requests: int, concurrency: int, seed: int) -> list[float]:
-    """Latencies in seconds of `requests` generate calls with distinct seeds."""
-    taken: list[float] = []
-    numbers = iter(range(requests))
-
-    async def worker(session: aiohttp.ClientSession) -> None:
-        for number in numbers:
-            began = time.perf_counter()
-            async with session.post(
-                url + "/v1/generate",
-                json={"prompt": "a lighthouse at dawn", "seed": seed + number},
-                headers={"Authorization": f"Bearer {key}"},
-            ) as answer:
-                await answer.read()
-                if answer.status != 200:
-                    raise RuntimeError(f"{answer.status}")
-            taken.append(time.perf_counter() - began)
-
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        await asyncio.gather(*(worker(session) for _ in range(concurrency)))
-    return taken
-
-
-def serve(module: str, **environment: str) -> tuple[subprocess.Popen[bytes], str]:
-    """A uvicorn process like the gateway's own."""
-    port = free_port()
-    command = [sys.executable, "-m", "uvicorn", module, "--port", str(port), "--no-access-log", "--log-level", "error"]
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment), f"http://127.0.0.1:{port}"
+def configuration(running: Stand, options: argparse.Namespace) -> str:
+    """What a figure depends on."""
+    server = running.fleet.redis.info("server")
+    fsync = running.fleet.redis.config_get("appendfsync")["appendfsync"]
+    return "\n".join(
+        (
+            f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in PACKAGES)}",
+            f"Valkey {server.get('valkey_version', server['redis_version'])}, append-only file, fsync {fsync}; "
+            f"nginx {nginx.version()}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start",
+            "Gateway: key check, rate, images, concurrency and budgets of the tenant on, cache on, metrics on; "
+            + ", ".join(f"{name}={value}" for name, value in SETTINGS.items()),
+            f"Rounds: {options.rounds} of {options.requests} requests each, medians; replies of 200 KB, each different",
+            "",
+        )
+    )
 
 
 def main() -> None:
-    """Run and print the table."""
-    rounds, requests = int(os.environ.get("BENCH_ROUNDS", "5")), int(os.environ.get("BENCH_REQUESTS", "400"))
-    upstream, upstream_url = serve("tests.bench.upstream:app")
-    pool, pool_url = serve("tests.bench.bare:app", BENCH_UPSTREAM=upstream_url, BENCH_TRANSPORT="pool")
-    bare, bare_url = serve("tests.bench.bare:app", BENCH_UPSTREAM=upstream_url, BENCH_TRANSPORT="aiohttp")
-    try:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            fleet(
-                Path(folder), TENANTS, PRODIA_BASE_URL=upstream_url + "/v2", GATEWAY_UPSTREAM_CONCURRENCY="1000",
-                GATEWAY_REDIS_TIMEOUT="1s",
-            ) as running,
-        ):  # fmt: skip
-            gateway, key = running.replicas[0], running.key("bench")
-            redis_pid = int(running.redis.info("server")["process_id"])
-            targets = {
-                "bare, httpx2 pool": (pool.pid, pool_url),
-                "bare, aiohttp": (bare.pid, bare_url),
-                "gateway": (gateway.process.pid, gateway.url),
-            }
-            wait_until(lambda: all(_listens(url) for _, url in targets.values()), 20)
-            print(f"{rounds} rounds of {requests} requests, 200 KB replies; medians; ratios to the bare httpx2 pool")
-            print(
-                f"{'':22}{'in flight':>10}{'CPU ms':>9}{'ratio':>7}{'p50 ms':>9}{'ratio':>7}"
-                f"{'p99 ms':>9}{'Redis CPU ms':>14}"
-            )
-            for concurrency in (1, 16, 64):
-                table: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in targets}
-                for turn in range(rounds + 1):
-                    for name, (pid, url) in targets.items():
-                        before, redis_before = cpu(pid), cpu(redis_pid)
-                        seed = (turn * 3 + concurrency * 1000) * 1_000_000
-                        taken = sorted(asyncio.run(load(url, key, requests, concurrency, seed)))
-                        used = (cpu(pid) - before) / requests * 1000
-                        redis_used = (cpu(redis_pid) - redis_before) / requests * 1000
-                        if turn:  # the first round warms up
-                            table[name].append(
-                                (
-                                    used,
-                                    statistics.median(taken) * 1000,
-                                    taken[int(len(taken) * 0.99)] * 1000,
-                                    redis_used,
-                                )
-                            )
-                base = [statistics.median(column) for column in zip(*table["bare, httpx2 pool"], strict=True)]
-                for name, samples in table.items():
-                    used, p50, p99, redis_used = (statistics.median(column) for column in zip(*samples, strict=True))
-                    print(
-                        f"{name:22}{concurrency:>10}{used:>9.2f}{used / base[0]:>7.2f}{p50:>9.2f}{p50 / base[1]:>7.2f}"
-                        f"{p99:>9.2f}{redis_used if name == 'gateway' else 0:>14.2f}"
-                    )
-    finally:
-        for process in (upstream, pool, bare):
-            process.terminate()
-            process.wait()
+    """Run the tables that were asked for."""
+    options = arguments()
+    if options.quick:
+        options.rounds, options.requests = 1, 60
+    levels, counts = (1, 16, 64), {"rounds": options.rounds, "requests": options.requests}
+    jobs = (100, 300) if options.quick else (1000, 3000)
+    tables: dict[str, Callable[[Stand], Table]] = {
+        "a": lambda on: forward.measure(on, levels=levels, peers_in=options.peers, **counts),
+        "b": lambda on: hits.measure(on, levels=levels, **counts),
+        "c": lambda on: waiting.measure(on, jobs=jobs),
+        "d": lambda on: replicas.measure(on, level=48, **counts),
+    }
+    _more_files()
+    for number, name in enumerate(options.only):
+        with stand(replicas=3 if name == "d" else 1) as running:
+            if number == 0:
+                print(configuration(running, options))
+            print(tables[name](running), flush=True)
 
 
-def _listens(url: str) -> bool:
-    import socket
-
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", int(url.rsplit(":", 1)[1]))) == 0
+def _more_files() -> None:
+    """Let the servers open as many files as table c needs; they inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < FILES:
+        sys.exit(f"the limit of open files is {hard}, and {FILES} are needed: raise it with `ulimit -Hn {FILES}`")
+    if soft < FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))
 
 
 if __name__ == "__main__":

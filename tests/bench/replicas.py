@@ -1,0 +1,36 @@
+"""Table d: does a request cost the same when more gateway processes share one Redis? Equal requests in flight in all,
+spread over one, two and three of three running processes."""
+
+from __future__ import annotations
+
+from .stand import Sample, Stand, medians
+from .table import Table
+
+
+def measure(stand: Stand, *, level: int, rounds: int, requests: int) -> Table:
+    """One row for each number of processes; rounds alternate between them, the first warms up."""
+    running = stand.fleet.replicas[:3]
+    targets = {count: stand.gateway(*running[:count]) for count in range(1, len(running) + 1)}
+    samples: dict[int, list[Sample]] = {count: [] for count in targets}
+    for turn in range(rounds + 1):
+        for count, target in targets.items():
+            sample = stand.sample(target, stand.seeds(requests), level)
+            if turn:
+                samples[count].append(sample)
+    middle = {count: medians(found) for count, found in samples.items()}
+    table = Table(f"d. Gateway processes on one Redis: {level} in flight in all, upstream without delay")
+    for count, found in middle.items():
+        table.rows.append(
+            {
+                "": "gateway",
+                "processes": count,
+                "CPU ms": found.cpu,
+                "CPU ratio": found.cpu / middle[1].cpu,
+                "Valkey CPU ms": found.valkey,
+                "Valkey ratio": found.valkey / middle[1].valkey,
+                "p50 ms": found.p50,
+                "p99 ms": found.p99,
+                "failed": found.failed,
+            }
+        )
+    return table
