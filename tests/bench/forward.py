@@ -39,6 +39,7 @@ def measure(stand: Stand, *, levels: Sequence[int], rounds: int, requests: int, 
         middle = {name: medians(found) for name, found in samples.items()}
         pool, redis = middle[POOL], middle[REDIS]
         for name, found in middle.items():
+            table.failed += found.failed
             table.rows.append(
                 {
                     "": name,
@@ -51,7 +52,7 @@ def measure(stand: Stand, *, levels: Sequence[int], rounds: int, requests: int, 
                     "p99 ms": found.p99,
                     "p99/pool": found.p99 / pool.p99,
                     "Valkey CPU ms": found.valkey if name in (gateway.name, REDIS) else None,
-                    "failed": found.failed,
+                    "failed": found.failed.total(),
                 }
             )
     counted = ", ".join(f"{count} {name}" for name, count in sorted(work.items()))

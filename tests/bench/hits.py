@@ -35,6 +35,7 @@ def measure(stand: Stand, *, levels: Sequence[int], rounds: int, requests: int) 
             middle = {name: medians(found) for name, found in samples.items()}
             base = middle[bare.name]
             for name, found in middle.items():
+                table.failed += found.failed
                 table.rows.append(
                     {
                         "": name,
@@ -47,7 +48,7 @@ def measure(stand: Stand, *, levels: Sequence[int], rounds: int, requests: int) 
                         "p99 ms": found.p99,
                         "p99 ratio": found.p99 / base.p99,
                         "Valkey CPU ms": found.valkey,
-                        "failed": found.failed,
+                        "failed": found.failed.total(),
                     }
                 )
     if stand.fleet.replicas[0].total("kontext_gateway_images_total", source="upstream") != bought:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import multiprocessing
+import re
 import statistics
 import time
 from collections import Counter
@@ -116,8 +117,8 @@ async def _all(load: Load) -> Taken:
         now, began = now + 1, time.perf_counter()
         most = max(most, now)
         try:
-            if (status := await _post(session, url, load.body.pieces(seed))) != 200:
-                failed[str(status)] += 1
+            if refusal := await _post(session, url, load.body.pieces(seed)):
+                failed[refusal] += 1
                 return
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             failed[type(error).__name__] += 1
@@ -149,14 +150,18 @@ async def _all(load: Load) -> Taken:
     return Taken(sorted(seconds), failed, most)
 
 
-async def _post(session: aiohttp.ClientSession, url: str, pieces: tuple[bytes, bytes]) -> int:
+async def _post(session: aiohttp.ClientSession, url: str, pieces: tuple[bytes, bytes]) -> str | None:
+    """None, or the status and the code of the error."""
     length = sum(map(len, pieces))
 
     async def stream() -> AsyncIterator[bytes]:
         for piece in pieces:
             yield piece
 
-    body = b"".join(pieces) if length < 65_536 else stream()
-    async with session.post(url, data=body, headers={"Content-Length": str(length)}) as answer:
-        await answer.read()
-        return answer.status
+    data = b"".join(pieces) if length < 65_536 else stream()
+    async with session.post(url, data=data, headers={"Content-Length": str(length)}) as answer:
+        body = await answer.read()
+        if answer.status == 200:
+            return None
+        code = re.search(rb'"code": ?"(\w+)"', body)
+        return f"{answer.status} {code[1].decode() if code else ''}".strip()

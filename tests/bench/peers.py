@@ -19,7 +19,7 @@ from .stand import Stand, Target
 
 BODY = Body(
     "application/json",
-    b'{"model": "bench", "n": 1, "response_format": "b64_json", "prompt": "a lighthouse at dawn ',
+    b'{"model": "bench", "n": 1, "prompt": "a lighthouse at dawn ',
     b'"}',
 )
 KEY = "sk-bench-0123456789"
@@ -58,7 +58,7 @@ def _litellm(stand: Stand, folder: Path) -> Target:
     python = folder / "bin" / "python"
     if not python.exists():
         _install([sys.executable, "-m", "venv", str(folder)])
-        _install([str(python), "-m", "pip", "install", "-q", "litellm[proxy]"])
+        _install([str(python), "-m", "pip", "install", "-q", "litellm[proxy]", "prometheus_client"])
     redis = stand.fleet.redis_url.rpartition(":")[2].partition("/")[0]
     file = stand.folder / "litellm.yaml"
     file.write_text(LITELLM.format(upstream=stand.upstream, key=KEY, redis=redis))

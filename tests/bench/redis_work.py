@@ -22,7 +22,7 @@ def _one(stand: Stand, target: Target) -> Counter[str]:
     seen: Counter[str] = Counter()
     client = stand.fleet.redis
     client.ping()  # connected before anything is counted
-    with client.monitor() as monitor:
+    with stand.fleet.redis.monitor() as monitor:
         taken = stand.load(target, stand.seeds(1), 1)
         if taken.failed:
             raise RuntimeError(f"a request failed: {dict(taken.failed)}")

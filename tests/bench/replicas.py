@@ -20,6 +20,7 @@ def measure(stand: Stand, *, level: int, rounds: int, requests: int) -> Table:
     middle = {count: medians(found) for count, found in samples.items()}
     table = Table(f"d. Gateway processes on one Redis: {level} in flight in all, upstream without delay")
     for count, found in middle.items():
+        table.failed += found.failed
         table.rows.append(
             {
                 "": "gateway",
@@ -30,7 +31,7 @@ def measure(stand: Stand, *, level: int, rounds: int, requests: int) -> Table:
                 "Valkey ratio": found.valkey / middle[1].valkey,
                 "p50 ms": found.p50,
                 "p99 ms": found.p99,
-                "failed": found.failed,
+                "failed": found.failed.total(),
             }
         )
     return table

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ class Sample:
     valkey: float
     p50: float
     p99: float
-    failed: int
+    failed: Counter[str]
 
 
 @dataclass(slots=True)
@@ -105,24 +106,26 @@ class Stand:
         used, valkey_used = meter.cpu(target.pids) - before, meter.cpu([valkey]) - valkey_before
         each = 1000 / len(seeds)
         return Sample(
-            used * each, valkey_used * each, taken.p50 * 1000, taken.p99 * 1000, sum(taken.failed.values())
+            used * each, valkey_used * each, taken.p50 * 1000, taken.p99 * 1000, taken.failed
         )  # fmt: skip
 
     def bare(self, transport: str, path: str, name: str) -> Target:
         """A process of `bare`, served as the gateway is."""
         port = free_port()
         arguments = ["--port", str(port), "--no-access-log", "--log-level", "error", "--backlog", "4096"]
-        url = self.run(
+        url, pid = self.run(
             [sys.executable, "-m", "uvicorn", "tests.bench.bare:app", *arguments], port,
             BENCH_UPSTREAM=self.upstream, BENCH_TRANSPORT=transport, BENCH_REDIS=self.fleet.redis_url,
         )  # fmt: skip
-        return Target(name, (url[1],), (url[0] + path,))
+        return Target(name, (pid,), (url + path,))
 
     def run(self, command: list[str], port: int, *, seconds: float = 30, **environment: str) -> tuple[str, int]:
         """Start a server of one's own, wait until it listens; its URL and process. It ends with the stand."""
         log = self.folder / f"server-{port}.log"
         process = _started(self.closing, command, log, **environment)
-        wait_until(lambda: _listens(port, process), seconds, lambda: log.read_text()[-2000:])
+        wait_until(lambda: process.poll() is not None or _listens(port), seconds, log.read_text)
+        if process.returncode is not None:
+            raise AssertionError(f"{log.read_text()}\n{Path(command[0]).name} ended with {process.returncode}")
         return f"http://127.0.0.1:{port}", process.pid
 
 
@@ -133,13 +136,11 @@ def stand(replicas: int = 1) -> Iterator[Stand]:
     upstream = f"http://127.0.0.1:{port}"
     with ExitStack() as closing:
         folder = Path(closing.enter_context(tempfile.TemporaryDirectory()))
-        canned = _started(
-            closing, [sys.executable, "-m", "tests.bench.upstream", str(port)], folder / "upstream.log"
-        )  # fmt: skip
+        _started(closing, [sys.executable, "-m", "tests.bench.upstream", str(port)], folder / "upstream.log")
         running = closing.enter_context(
             fleet(folder, TENANTS, replicas=replicas, PRODIA_BASE_URL=upstream + "/v2", **SETTINGS)
         )
-        wait_until(lambda: _listens(port, canned), 20)
+        wait_until(lambda: _listens(port), 20, (folder / "upstream.log").read_text)
         generator = closing.enter_context(Generator())
         yield Stand(running, upstream, running.key("bench"), folder, generator, closing)
 
@@ -148,7 +149,7 @@ def medians(samples: list[Sample]) -> Sample:
     """Field by field; failures are added up."""
     return Sample(
         *(median(getattr(sample, name) for sample in samples) for name in ("cpu", "valkey", "p50", "p99")),
-        failed=sum(sample.failed for sample in samples),
+        failed=sum((sample.failed for sample in samples), Counter()),
     )
 
 
@@ -168,8 +169,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _listens(port: int, process: subprocess.Popen[bytes]) -> bool:
-    if process.poll() is not None:
-        raise AssertionError(f"{process.args} ended with {process.returncode}")
+def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 Figure = float | int | str | None
@@ -10,19 +11,21 @@ Figure = float | int | str | None
 
 @dataclass(slots=True)
 class Table:
-    """A title, rows that all have the same columns, and lines that stand below. A figure that does not apply is
-    None."""
+    """A title, rows that all have the same columns, lines that stand below, and why what failed did. A figure
+    that does not apply is None."""
 
     title: str
     rows: list[dict[str, Figure]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    failed: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         names = list(self.rows[0])
         cells = [names, *([_shown(row[name]) for name in names] for row in self.rows)]
         widths = [max(len(line[at]) for line in cells) for at in range(len(names))]
         lines = ["  ".join(_padded(line, widths)) for line in cells]
-        return "\n".join([self.title, *(line.rstrip() for line in lines), *self.notes, ""])
+        failed = [f"Failed: {', '.join(f'{count} x {why}' for why, count in self.failed.most_common())}"]
+        return "\n".join([self.title, *(line.rstrip() for line in lines), *self.notes, *failed * bool(self.failed), ""])
 
 
 def _padded(line: list[str], widths: list[int]) -> list[str]:

@@ -3,6 +3,7 @@ waiting job hold, and how late is its answer beyond the upstream's time?"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from tests.fleet import Replica
@@ -10,7 +11,7 @@ from tests.fleet import Replica
 from . import meter, picture
 from .load import Load, edit
 from .stand import Stand
-from .table import Table
+from .table import Figure, Table
 
 
 def measure(stand: Stand, *, jobs: Sequence[int], seconds: float = 6.0, arrivals: float = 4.0) -> Table:
@@ -18,14 +19,18 @@ def measure(stand: Stand, *, jobs: Sequence[int], seconds: float = 6.0, arrivals
     table = Table(f"c. Edits in flight: {seconds:g} s upstream, uploads of 1 MB, arrivals over {arrivals:g} s")
     for count in jobs:
         replica = stand.fleet.start(PRODIA_BASE_URL=f"{stand.upstream}/after/{seconds:g}/v2")
-        table.rows.append(_row(stand, replica, count, seconds, arrivals))
+        row, failed = _row(stand, replica, count, seconds, arrivals)
+        table.rows.append(row)
+        table.failed += failed
         replica.stop()
         stand.fleet.replicas.remove(replica)
     table.notes.append("Memory per job: peak RSS of the gateway's processes and the peak of its spool, above idle.")
     return table
 
 
-def _row(stand: Stand, replica: Replica, count: int, seconds: float, arrivals: float) -> dict[str, float | int | str]:
+def _row(
+    stand: Stand, replica: Replica, count: int, seconds: float, arrivals: float
+) -> tuple[dict[str, Figure], Counter[str]]:
     body, pids, urls = edit(picture.upload()), (replica.process.pid,), (replica.url + "/v1/edit",)
     warm = stand.generator.run(
         Load(urls=urls, seeds=stand.seeds(10), headers=stand.headers, body=body, concurrency=10)
@@ -35,11 +40,12 @@ def _row(stand: Stand, replica: Replica, count: int, seconds: float, arrivals: f
         taken = stand.generator.run(
             Load(urls=urls, seeds=stand.seeds(count), headers=stand.headers, body=body, arrivals=arrivals)
         )
-    return {
+    failed = taken.failed + warm.failed
+    row: dict[str, Figure] = {
         "": "gateway",
         "jobs": count,
         "most at once": taken.most,
-        "failed": sum((taken.failed + warm.failed).values()),
+        "failed": failed.total(),
         "p50 added ms": (taken.p50 - seconds) * 1000,
         "p99 added ms": (taken.p99 - seconds) * 1000,
         "idle MB": watch.idle / 1e6,
@@ -49,3 +55,4 @@ def _row(stand: Stand, replica: Replica, count: int, seconds: float, arrivals: f
         "CPU ms": (meter.cpu(pids) - before) / count * 1000,
         "Valkey CPU ms": (meter.cpu([stand.valkey]) - valkey) / count * 1000,
     }
+    return row, failed
