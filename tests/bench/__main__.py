@@ -23,7 +23,7 @@ FILES = 20_000  # sockets and spool files of 3,000 jobs, with room
 PACKAGES = ("kontext-gateway", "fastapi", "uvicorn", "httpx2", "aiohttp", "redis")
 
 
-def arguments() -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     """The options, each within its bounds."""
 
     def bounded(least: int, most: int) -> Callable[[str], int]:
@@ -34,17 +34,19 @@ def arguments() -> argparse.Namespace:
 
         return count
 
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure the gateway beside references.")
-    parser.add_argument("--only", default="a,b,c,d", help="tables, such as a,c (default: all)")
-    parser.add_argument("--rounds", type=bounded(1, 50), default=5, help="rounds that count (default: 5)")
-    parser.add_argument("--requests", type=bounded(1, 5000), default=300, help="requests of one round (default: 300)")
-    parser.add_argument("--quick", action="store_true", help="one round of 60 requests, 100 and 300 jobs in flight")
-    parser.add_argument("--peers", type=Path, metavar="DIR", help="also LiteLLM and Portkey, installed into DIR")
-    options = parser.parse_args()
-    options.only = options.only.split(",")
-    if unknown := set(options.only) - set("abcd"):
-        parser.error(f"--only: there is no table {', '.join(sorted(unknown))}")
-    return options
+    def tables(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := set(names) - set("abcd"):
+            raise argparse.ArgumentTypeError(f"there is no table {', '.join(sorted(unknown))}")
+        return names
+
+    made = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure the gateway beside references.")
+    made.add_argument("--only", type=tables, default="a,b,c,d", help="tables, such as a,c (default: all)")
+    made.add_argument("--rounds", type=bounded(1, 50), default=5, help="rounds that count (default: 5)")
+    made.add_argument("--requests", type=bounded(1, 5000), default=300, help="requests of one round (default: 300)")
+    made.add_argument("--quick", action="store_true", help="one round of 60 requests, 100 and 300 jobs in flight")
+    made.add_argument("--peers", type=Path, metavar="DIR", help="also LiteLLM and Portkey, installed into DIR")
+    return made
 
 
 def configuration(running: Stand, options: argparse.Namespace) -> str:
@@ -66,7 +68,7 @@ def configuration(running: Stand, options: argparse.Namespace) -> str:
 
 def main() -> None:
     """Run the tables that were asked for."""
-    options = arguments()
+    options = parser().parse_args()
     if options.quick:
         options.rounds, options.requests = 1, 60
     levels, counts = (1, 16, 64), {"rounds": options.rounds, "requests": options.requests}

@@ -147,10 +147,8 @@ def stand(replicas: int = 1) -> Iterator[Stand]:
 
 def medians(samples: list[Sample]) -> Sample:
     """Field by field; failures are added up."""
-    return Sample(
-        *(median(getattr(sample, name) for sample in samples) for name in ("cpu", "valkey", "p50", "p99")),
-        failed=sum((sample.failed for sample in samples), Counter()),
-    )
+    middle = {name: median(getattr(sample, name) for sample in samples) for name in ("cpu", "valkey", "p50", "p99")}
+    return Sample(**middle, failed=sum((sample.failed for sample in samples), Counter()))
 
 
 def _started(closing: ExitStack, command: list[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:

@@ -30,6 +30,7 @@ from app.surfaces import ops
 from app.telemetry.logs import request_line
 from app.telemetry.metrics import Metrics
 from app.telemetry.outcome import Outcome
+from tests.bench.__main__ import parser
 
 from .page import README, ROOT, anchors, blocks, console, dialogue, named, table
 
@@ -124,6 +125,16 @@ def test_every_command_line_in_readme_can_be_typed() -> None:
             assert values == arguments - ("--prompts" in given), line
             seen += 1
     assert seen >= 10
+
+
+def test_every_option_of_the_benchmark_is_documented_with_its_default() -> None:
+    """The table of options is the benchmark's parser."""
+    options = [option for option in parser()._actions if option.dest != "help"]
+    rows = {named(row[0])[0].split()[0]: row[1] for row in table("Option of the benchmark")}
+    assert list(rows) == [option.option_strings[0] for option in options]
+    for option in options:
+        if isinstance(option.default, int) and not isinstance(option.default, bool):
+            assert rows[option.option_strings[0]] == str(option.default), option.dest
 
 
 def test_every_field_of_the_tenants_file_is_documented() -> None:
