@@ -79,7 +79,8 @@ def main() -> None:
         "c": lambda on: waiting.measure(on, jobs=jobs),
         "d": lambda on: replicas.measure(on, level=48, **counts),
     }
-    _more_files()
+    if "c" in options.only:
+        _more_files()
     for number, name in enumerate(options.only):
         with stand(replicas=3 if name == "d" else 1) as running:
             if number == 0:

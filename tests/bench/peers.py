@@ -46,7 +46,7 @@ def start(stand: Stand, folder: Path) -> list[Target | str]:
 
 def _tried(name: str, begin: Callable[[Stand, Path], Target], stand: Stand, folder: Path) -> Target | str:
     try:
-        target = begin(stand, folder / name.lower())
+        target = begin(stand, folder.resolve() / name.lower())
         taken = stand.load(target, stand.seeds(3), 1)
     except (OSError, AssertionError, subprocess.SubprocessError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
