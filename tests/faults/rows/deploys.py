@@ -46,7 +46,7 @@ def balanced(folder: Path, replicas: Sequence[Replica]) -> Iterator[str]:
     port, lines = free_port(), []
     for number, replica in enumerate(replicas):
         at, ops = (url.rsplit(":", 1)[1] for url in (replica.url, replica.ops))
-        lines.append(f"    server r{number} 127.0.0.1:{at} check port {ops} inter 200ms fall 1 rise 1")
+        lines.append(f"    server r{number} 127.0.0.1:{at} check port {ops} inter 1s fall 1 rise 1")
     config = folder / "haproxy.cfg"
     config.write_text(BALANCER.format(port=port, servers="\n".join(lines)))
     with (folder / "haproxy.log").open("wb") as log:
@@ -71,7 +71,7 @@ def _serves(url: str) -> bool:
 @row(
     "D-01",
     "3 replicas restarted in turn behind HAProxy under load: failed 0, lost 0, duplicated 0, exit code 0",
-    ci={"restarts": 1, "scale": 0.35, "rate": 8},
+    ci={"restarts": 1, "scale": 0.35, "rate": 12},
     nightly={"restarts": 10, "scale": 1.0, "rate": 12},
 )
 def rolling_restart(run: Run, restarts: int, scale: float, rate: float) -> None:
@@ -84,7 +84,7 @@ def rolling_restart(run: Run, restarts: int, scale: float, rate: float) -> None:
                 for replica in running.alive:
                     codes.append(replica.stop(timeout=DELAY + 6 * scale + run.within(5)))
                     running.ready(running.relaunch(replica))
-                    time.sleep(1)  # the balancer has to see it before the next one leaves
+                    time.sleep(2)  # the balancer has to see it before the next one leaves
         settle_down(running, "acme")
         figures = check(running, "acme", history=load)
         run.reached = f"{len(codes)} restarts, exit codes {sorted(set(codes))}, {load.statuses()}; {figures}"
