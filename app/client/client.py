@@ -14,10 +14,12 @@ import random
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from datetime import date
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
+from urllib.parse import urlencode
 
 import httpx2
 
@@ -31,7 +33,7 @@ _NO_CONNECTION = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.Unsupported
 
 
 class _Body:
-    """The body of a paid call. Until its last piece is handed over, nobody can have paid for it."""
+    """The body of a call. Until its last piece is handed over, nobody can have paid for it."""
 
     def __init__(self, data: bytes) -> None:
         self.length = len(data)
@@ -120,12 +122,32 @@ class Client:
         Raises:
             OSError: the file cannot be read.
         """
-        if isinstance(image, str) and IMAGE_ID.fullmatch(image):
-            given: dict[str, str] = {"image_id": image}
-        else:
-            data = image if isinstance(image, bytes) else await asyncio.to_thread(Path(image).read_bytes)
-            given = {"b64": base64.b64encode(data).decode()}
-        return await self._make("edit", {"prompt": prompt, "image": given}, parameters, idempotency_key)
+        return await self._make("edit", {"prompt": prompt, "image": await _image(image)}, parameters, idempotency_key)
+
+    async def quote(
+        self,
+        /,
+        operation: Literal["generate", "edit"],
+        prompt: str,
+        *,
+        image: bytes | os.PathLike[str] | str | None = None,
+        **parameters: Any,
+    ) -> dict[str, Any]:
+        """`POST /v1/quote`: price, policy decision, cache hit and whether it would be admitted now, as parsed JSON.
+
+        Nothing is made, held or paid. What policy or a limit would refuse is an answer with `allowed: false`.
+
+        Args:
+            image: of an edit, as `edit` takes it; it may be left out.
+            parameters: as for `generate` and `edit`.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        fields = {"operation": operation, "prompt": prompt} | _given(parameters)
+        if image is not None:
+            fields["image"] = await _image(image)
+        return await self._read("/v1/quote", json.dumps(fields).encode())
 
     async def image(self, image_id: str) -> StoredPicture:
         """A stored picture, by its id."""
@@ -145,13 +167,25 @@ class Client:
         """`GET /v1/models`: one record per job type, with parameters, prices and typical times, as parsed JSON."""
         return list((await self._read("/v1/models")).get("data") or ())
 
+    async def usage(self, *, from_: date | str | None = None, **query: date | str | None) -> dict[str, Any]:
+        """`GET /v1/usage`: what the tenant spent, by window and group, as parsed JSON.
+
+        Args:
+            from_: the parameter `from`, whose name is a word of Python.
+            query: any other parameter of the call (`to`, `per`, `group_by`, ...); None counts as not given.
+        """
+        return await self._read("/v1/usage" + _query({"from": from_, **query}))
+
+    async def jobs(self, *, limit: int | None = None) -> list[dict[str, Any]]:
+        """`GET /v1/jobs`: the key's recent jobs, newest first, with pictures that are still there, as parsed JSON."""
+        return list((await self._read("/v1/jobs" + _query({"limit": limit}))).get("data") or ())
+
     async def _make(
         self, operation: str, fields: dict[str, Any], parameters: dict[str, Any], idempotency_key: str | None
     ) -> Picture:
         if "response_format" in parameters:
             raise TypeError(f"{operation}() sets response_format itself")
-        given = {name: value for name, value in parameters.items() if value is not None}
-        body = json.dumps(fields | given | {"response_format": "b64_json"}).encode()
+        body = json.dumps(fields | _given(parameters) | {"response_format": "b64_json"}).encode()
         name = str(uuid.uuid4()) if idempotency_key is None else idempotency_key
         if not (name and name.isascii() and name.isprintable()):
             raise ValueError("idempotency_key must be printable ASCII")
@@ -162,8 +196,8 @@ class Client:
             failure = unreadable(answer, name)
         raise failure
 
-    async def _read(self, path: str) -> dict[str, Any]:
-        answer = await self._call("GET", path)
+    async def _read(self, path: str, body: bytes | None = None) -> dict[str, Any]:
+        answer = await self._call("GET" if body is None else "POST", path, body)
         try:
             found = answer.json()
         except ValueError:
@@ -209,9 +243,26 @@ class Client:
             code, text = "no_answer", "the connection ended without an answer"
             if content is not None and not content.sent:
                 text = "the connection was closed before the whole request was sent; is the picture too large?"
-        paid = content is not None and content.sent
+        paid = idempotency_key is not None and content is not None and content.sent
         # Raised outside the handlers: a transport's exception holds the request with the key and must not be chained.
         raise GatewayUnreachable(code, text, "unknown" if paid else "no", idempotency_key)
+
+
+async def _image(image: bytes | os.PathLike[str] | str) -> dict[str, str]:
+    """A picture as a JSON body holds it."""
+    if isinstance(image, str) and IMAGE_ID.fullmatch(image):
+        return {"image_id": image}
+    data = image if isinstance(image, bytes) else await asyncio.to_thread(Path(image).read_bytes)
+    return {"b64": base64.b64encode(data).decode()}
+
+
+def _given(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _query(parameters: Mapping[str, Any]) -> str:
+    given = _given(parameters)
+    return "?" + urlencode(given) if given else ""
 
 
 def _later(problem: dict[str, Any], until: float) -> bool:

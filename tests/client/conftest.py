@@ -15,7 +15,8 @@ from tests.fleet import fleet
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     folder = tmp_path_factory.mktemp("client")
     with fleet(folder, TENANTS, GATEWAY_UPSTREAM_DEADLINE="5s") as running:
-        yield Shop(running, {name: running.key(name) for name in ("acme", "slow", "poor", "few")}, folder)
+        keys = {name: running.key(name) for name in ("acme", "slow", "poor", "few")}
+        yield Shop(running, keys | {"other": running.key("acme")}, folder)
 
 
 @pytest.fixture

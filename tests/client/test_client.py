@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import socket
 from collections.abc import Awaitable, Callable
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,6 +79,90 @@ def test_the_caller_and_the_catalogue_can_be_read(shop: Shop) -> None:
     assert use(shop.url, shop.keys["poor"], lambda client: client.me())["tenant"] == "poor"
     models = use(shop.url, shop.keys["poor"], lambda client: client.models())
     assert {(job["operation"], job["variant"]) for job in models} >= {("generate", "pro"), ("edit", "dev")}
+
+
+def test_a_quote_tells_what_the_call_would_cost_and_spends_nothing(shop: Shop) -> None:
+    """A generation, and an edit with and without its picture; what was made is free, and what a cap forbids is told."""
+
+    async def work(client: Client) -> None:
+        seed = next(seeds)
+        fresh = await client.quote("generate", "a red boat", variant="max", seed=seed, aspect_ratio="3:2", user=None)
+        assert (fresh["object"], fresh["operation"], fresh["variant"]) == ("kontext.quote", "generate", "max")
+        assert (fresh["cost"], fresh["cached"], fresh["allowed"]) == (
+            {"micro_usd": 80_000, "usd": "0.080000"},
+            False,
+            True,
+        )
+        blank = await client.quote("edit", "make it blue", seed=seed)
+        assert (blank["operation"], blank["variant"], blank["cached"]) == ("edit", "pro", None)
+        assert shop.received == 0
+        boat = await client.generate("a red boat", seed=seed, output_format="png")
+        path = shop.folder / "boat.png"
+        path.write_bytes(boat.data)
+        for image in (boat.id, boat.data, path, str(path)):
+            quoted = await client.quote("edit", "make it blue", image=image, seed=seed)
+            assert (quoted["cost"]["micro_usd"], quoted["cached"]) == (40_000, False)
+        await client.edit(boat.id, "make it blue", seed=seed)
+        for image in (boat.id, boat.data, path, str(path)):
+            quoted = await client.quote("edit", "make it blue", image=image, seed=seed)
+            assert (quoted["cost"]["micro_usd"], quoted["cached"]) == (0, True)
+        with pytest.raises(GatewayRefused, match="safety_tolerance"):
+            await client.quote("edit", "make it blue", safety_tolerance=7)
+        assert shop.received == 2
+
+    use(shop.url, shop.keys["acme"], work)
+    too_dear = use(shop.url, shop.keys["poor"], lambda client: client.quote("generate", "a boat", variant="max"))
+    assert (too_dear["allowed"], too_dear["error"]["code"], shop.received) == (False, "budget_exhausted", 2)
+
+
+def test_usage_is_read_with_the_parameters_of_the_call(shop: Shop) -> None:
+    """Grouped and filtered, for days that are dates or texts; a wrong one is refused by its name."""
+
+    async def work(client: Client) -> None:
+        tag = f"odd & = {next(seeds)}"
+        for variant in ("pro", "max"):
+            await client.generate("a red boat", seed=next(seeds), tags=[tag], variant=variant)
+        found = await client.usage(per="total", group_by="tags,variant", tag=tag, user=None)
+        spent = {(*row["tags"], row["variant"]): row["spent"]["micro_usd"] for row in found["rows"]}
+        assert spent == {(tag, "pro"): 40_000, (tag, "max"): 80_000}
+        assert (await client.usage(tag=tag))["total"]["spent"]["micro_usd"] == 120_000
+        past = await client.usage(from_=date(2025, 12, 15), to="2026-02-01", tag=tag)
+        assert (past["from"], past["to"], past["rows"]) == ("2025-12-15", "2026-02-01", [])
+        with pytest.raises(GatewayRefused, match="`colour` is not a parameter of this report"):
+            await client.usage(colour="red")
+
+    use(shop.url, shop.keys["acme"], work)
+
+
+def test_a_call_that_was_cut_off_is_found_among_the_recent_jobs(shop: Shop) -> None:
+    """Newest first, with its picture, for its own key only."""
+    before, seed = next(seeds), next(seeds)
+
+    async def work(client: Client) -> None:
+        await client.generate("a red boat", seed=before)
+        shop.fleet.faults([{"kind": "slow", "options": {"after_seconds": 2}, "count": 1}])
+        cut = asyncio.create_task(client.generate("a blue boat", seed=seed))
+        while shop.fleet.stats()["in_progress"] == 0:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        cut.cancel()
+        while (newest := (await client.jobs(limit=1))[0])["state"] == "running":  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        assert (newest["seed"], newest["state"], newest["cost"]["micro_usd"]) == (seed, "succeeded", 40_000)
+        assert (await client.image(newest["image"]["id"])).sha256 == newest["image"]["sha256"]
+        assert [job["seed"] for job in (await client.jobs())[:2]] == [seed, before]
+        with pytest.raises(GatewayRefused, match="`limit` must be"):
+            await client.jobs(limit=0)
+
+    use(shop.url, shop.keys["acme"], work)
+    assert use(shop.url, shop.keys["other"], lambda client: client.jobs()) == []
+
+
+def test_only_a_paid_call_is_named_and_only_a_paid_call_may_have_been_charged(shop: Shop) -> None:
+    """A quote is sent without an idempotency key, and one whose answer is lost has cost nothing."""
+    with amiss([None]) as server, pytest.raises(GatewayUnreachable) as caught:
+        use(server.url, "key", lambda client: client.quote("generate", "a red boat"))
+    assert server.header("idempotency-key") == []
+    assert (caught.value.code, caught.value.charged, caught.value.idempotency_key) == ("no_answer", "no", None)
 
 
 def test_a_refusal_carries_the_problem(shop: Shop) -> None:

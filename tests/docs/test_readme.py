@@ -197,8 +197,9 @@ def test_the_python_example_runs(gateway: Running) -> None:
 
 def test_the_example_of_the_python_client_runs(gateway: Running) -> None:
     """Its edits start from one picture, and its refusal is one that costs nothing."""
-    made, refused = _python(gateway, "Command line and Python").splitlines()
+    made, quoted, refused = _python(gateway, "Command line and Python").splitlines()
     assert re.fullmatch(r"(upstream|cache) 7 0\.\d{6} job_\w+", made)
+    assert re.fullmatch(r"0\.0[04]0000 True [1-9]\d*", quoted)
     assert refused == "invalid_request prompt no"
     _is_picture(gateway.folder / "night.jpg", "JPEG")
 
