@@ -90,7 +90,10 @@ class Report:
         left = len(self._under_way)
         text = f"interrupted: {self._made} pictures made, ${usd(self._paid)} paid{self._doubt()}"
         if left:
-            text += f"; {left} under way: whatever was sent on to the upstream already is made and paid for"
+            text += (
+                f"; {left} under way: whatever was sent on to the upstream already is made and paid for, and is found"
+            )
+            text += " with GET /v1/jobs, or Client.jobs() in Python"
         print(text, file=sys.stderr)
 
     def _end(self, one: Wanted) -> None:

@@ -10,7 +10,7 @@ import signal
 from PIL import Image
 
 from tests.client.running import Shop
-from tests.fleet import wait_until
+from tests.fleet import get_json, wait_until
 
 PROMPTS = "".join(f"a boat of colour {number}\n" for number in range(9))
 
@@ -80,7 +80,7 @@ def test_a_mistake_in_the_file_is_found_before_anything_is_paid_for(shop: Shop) 
 
 
 def test_ctrl_c_ends_in_order_and_says_what_was_paid(shop: Shop) -> None:
-    """One is made, two are under way, the rest is never sent."""
+    """One is made, two are under way and found among the recent jobs, the rest is never sent."""
     shop.fleet.faults([{"kind": "hang", "after": 1}])
     (shop.folder / "prompts.txt").write_text(PROMPTS)
     running = shop.started("generate", "--prompts", "prompts.txt", "--jobs", "2", "-o", "made/")
@@ -95,9 +95,12 @@ def test_ctrl_c_ends_in_order_and_says_what_was_paid(shop: Shop) -> None:
     assert len(out.splitlines()) == 1
     assert errors.decode() == (
         "interrupted: 1 pictures made, $0.040000 paid; 2 under way: "
-        "whatever was sent on to the upstream already is made and paid for\n"
+        "whatever was sent on to the upstream already is made and paid for, "
+        "and is found with GET /v1/jobs, or Client.jobs() in Python\n"
     )
     assert shop.received == 3
+    jobs = get_json(f"{shop.url}/v1/jobs?limit=3", token=shop.keys["acme"])["data"]
+    assert sorted(job["charged"] for job in jobs) == ["unknown", "unknown", "yes"]
     assert len(list((shop.folder / "made").iterdir())) == 1
 
 
