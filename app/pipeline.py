@@ -36,7 +36,6 @@ from app.prodia.wire import Call, Completed, Part
 from app.quota.deliveries import Deliveries
 from app.quota.hold import Hold, NotLeading
 from app.quota.ledger import Ledger
-from app.quota.refusals import RateState
 from app.store import keys
 from app.store.blobs import Spool
 from app.telemetry.metrics import Metrics
@@ -108,16 +107,25 @@ class Gateway:
     deadline: float
     at_work: set[asyncio.Task[Result]]
 
-    async def authenticate(self, token: str) -> tuple[Caller, list[RateState]]:
-        """Who this is, with one request taken from the rates of tenant and key. Raises Refused, LedgerUnavailable."""
+    async def authenticate(self, token: str, record: Record) -> Caller:
+        """Who this is, with one request taken from the rates of tenant and key. Raises Refused, LedgerUnavailable.
+
+        The record names tenant and key only where the key was found valid, which is before the rates are asked.
+        """
         tenant_id, key_id, digest = await self.keyring.resolve(token)
         tenant = (await self.tenants.refresh()).tenants.get(tenant_id)
         if tenant is None:
             raise Refused("forbidden", "This key's tenant is not configured here.")
-        caller, rates = await self.ledger.admit(tenant, key_id, digest)
+        try:
+            caller, record.rates = await self.ledger.admit(tenant, key_id, digest)
+        except Refused as refused:
+            if refused.code == "rate_limited":
+                record.tenant, record.key_id, record.rates = tenant_id, key_id, refused.rates  # type: ignore[attr-defined]
+            raise
+        record.tenant, record.key_id = tenant_id, key_id
         if tenant.suspended:
             raise Refused("forbidden", "This tenant is suspended.")
-        return caller, rates
+        return caller
 
     async def submit(self, caller: Caller, ask: Ask, control: Control, record: Record) -> Delivery:
         """From what a caller wrote to a finished picture. Raises GatewayError; nothing is charged unless it says so."""

@@ -13,7 +13,7 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from app.domain.job import Caller
-from app.errors import GatewayError, Refused
+from app.errors import Refused
 from app.pipeline import Gateway
 from app.telemetry.outcome import Outcome
 
@@ -45,14 +45,7 @@ def bearer(request: Request) -> str:
 
 async def by_key(request: Request) -> Caller:
     """Authenticate, take a request from the rates, and hold the browser to the tenant's origins. Raises Refused."""
-    record = record_of(request)
-    try:
-        caller, rates = await gateway_of(request).authenticate(bearer(request))
-    except GatewayError as error:
-        record.rates = getattr(error, "rates", [])
-        raise
-    record.tenant, record.key_id = caller.tenant.id, caller.key_id
-    record.rates = list(rates)
+    caller = await gateway_of(request).authenticate(bearer(request), record_of(request))
     request.scope["state"]["origins"] = frozenset(caller.tenant.cors_origins)
     origin = request.headers.get("origin")
     if (

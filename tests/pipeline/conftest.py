@@ -22,6 +22,7 @@ SHARED = {
     "poor": 'limits: {budgets: [{usd: "0.04", per: month}]}',
     "keys": 'limits: {budgets: [{usd: "5.00", per: day}]}',
     "suspended": "",
+    "hasty": "limits: {requests: {rate: 1/1h}}",
     "changing": "",
     "report": 'timezone: Pacific/Auckland, limits: {budgets: [{usd: "50.00", per: day}]}',
     "report-other": "",

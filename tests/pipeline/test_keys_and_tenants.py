@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from app.domain import tokens
 from app.domain.tenant import KeyPolicy, Limits, parse_budget
 from tests.fleet import Fleet, wait_until
 from tests.pipeline.calls import Answer, Policies, call, generate, keyring, new_key, rows
@@ -66,6 +68,34 @@ def test_a_suspended_tenant_is_refused_by_every_process_at_the_next_request(
         assert on_all(urls, me(token)) == [(403, "forbidden")] * 2
         policies.set("suspended", "suspended: false")
         assert on_all(urls, me(token)) == [(200, "ok")] * 2
+
+
+def test_a_refusal_by_rate_is_counted_for_its_tenant_and_a_key_that_is_not_valid_for_nobody(
+    running: Fleet, urls: tuple[str, str]
+) -> None:
+    """Also in the log; keys that are unknown, revoked, or of a tenant that is not configured name nobody."""
+    key_id, token = new_key(running, "hasty")
+    revoked_id, revoked = new_key(running, "keys")
+    keyring(running, lambda ring: ring.revoke("keys", revoked_id))
+    _, foreign = new_key(running, "nobody")
+    replica = running.replicas[0]
+    before = replica.total("kontext_gateway_rejections_total")
+    strangers = [call(urls[0], "/v1/me", stranger) for stranger in (tokens.mint(), revoked, foreign, "kgw_live_short")]
+    assert [answer.code for answer in strangers] == [
+        "unauthenticated",
+        "unauthenticated",
+        "forbidden",
+        "unauthenticated",
+    ]
+    assert replica.total("kontext_gateway_rejections_total") == before
+    answers = [call(urls[0], "/v1/me", token), call(urls[0], "/v1/me", token), generate(urls[0], token)]
+    assert [answer.code for answer in answers] == ["ok", "rate_limited", "rate_limited"]
+    assert answers[2].headers["ratelimit"].startswith('"requests";r=0;')
+    assert replica.total("kontext_gateway_rejections_total", tenant="hasty", reason="rate_limited") == 2
+    assert replica.total("kontext_gateway_rejections_total") == before + 2
+    lines = {line.get("request_id"): line for line in map(json.loads, replica.log.read_text().splitlines())}
+    told = [lines[answer.headers["x-request-id"]] for answer in (*answers, *strangers)]
+    assert [(line.get("tenant"), line.get("key_id")) for line in told] == [("hasty", key_id)] * 3 + [(None, None)] * 4
 
 
 def test_a_changed_policy_holds_at_the_next_request(running: Fleet, urls: tuple[str, str], policies: Policies) -> None:
