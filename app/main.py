@@ -129,7 +129,7 @@ def create_app(
             max_connections=settings.gateway_upstream_concurrency,
         ),
         gate=Gate(),
-        spool=Spool(settings.gateway_data_dir / "spool"),
+        spool=Spool(settings.gateway_data_dir),
         metrics=metrics,
         retry_budget=RetryBudget(),
         money=parse_money(settings.gateway_outcomes),

@@ -26,6 +26,7 @@ from app.main import Application, create_app
 from app.quota import epoch
 from app.sandbox import SandboxConfig, load_scenario, serve_sandbox, switched
 from app.settings import Settings, address
+from app.store.blobs import Spool
 from app.store.embedded import Embedded
 from app.store.redis import Store
 from app.telemetry.access import App
@@ -79,6 +80,7 @@ class SandboxParts:
 
 async def run(settings: Settings, log: structlog.typing.FilteringBoundLogger, say: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT. Raises whatever keeps the gateway from starting."""
+    await asyncio.to_thread(Spool(settings.gateway_data_dir).open)
     parts = await _sandbox(settings) if settings.sandbox else None
     try:
         app = create_app(settings, log=log, built_in_tenants={"demo": DEMO} if settings.sandbox else None)
