@@ -82,6 +82,7 @@ class Amiss:
 
     url: str
     heads: list[str] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
 
     def header(self, name: str) -> list[str]:
         """The values of a header, request by request."""
@@ -120,5 +121,6 @@ def _serve(listener: socket.socket, found: Amiss, answers: Sequence[bytes | None
             length = next((int(v) for v in found.header("content-length")[-1:]), 0)
             while read and len(body) < length:
                 body += connection.recv(65_536)
+            found.bodies.append(body)
             if answer is not None:
                 connection.sendall(answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))

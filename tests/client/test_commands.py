@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from base64 import b64encode
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -12,7 +14,7 @@ from PIL import Image
 
 from app.cli import cli
 from app.domain import catalog
-from tests.client.running import Shop
+from tests.client.running import Shop, amiss, problem
 from tests.fleet import free_port, get_json
 
 
@@ -62,6 +64,34 @@ def test_options_reach_the_upstream_as_they_were_given_and_only_then(shop: Shop)
         "seed": 5,
     }  # fmt: skip
     assert (made["aspect_ratio"], made["seed"], made["prompt_upsampling"]) == ("3:2", 9, True)
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["high", "low"])
+@pytest.mark.parametrize("operation", ["generate", "edit"])
+def test_every_option_is_in_the_request_as_it_was_given(shop: Shop, operation: str, low: bool) -> None:
+    """All of them at once, also with values that count as false; what is not given is not sent."""
+    texts = {"variant": "pro", "aspect_ratio": "3:2", "output_format": "webp", "user": "u1"}
+    numbers = {"seed": 0 if low else 5, "safety_tolerance": 0 if low else 2}
+    switches = {"prompt_upsampling": not low}
+    if operation == "edit":
+        texts |= {"style_preset": "anime", "fit": "strict"}
+        numbers |= {"width": 0 if low else 512, "height": 0 if low else 768, "steps": 0 if low else 12}
+        numbers |= {"guidance_scale": 0.0 if low else 3.5}
+        switches |= {"progressive": not low}
+    words = [word for name, value in (texts | numbers).items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    words += [f"--{'' if value else 'no-'}{name.replace('_', '-')}" for name, value in switches.items()]
+    words += ["--tag", "a", "--tag", "b", "--set", "other=0", "--set", "more=text"]
+    (shop.folder / "in.png").write_bytes(b"a picture")
+    source = ["in.png"] if operation == "edit" else []
+    with amiss([problem("422 Unprocessable Entity", '{"code": "invalid_request", "charged": "no"}')] * 2) as server:
+        assert shop.run(operation, *source, "a red boat", *words, GATEWAY_URL=server.url).returncode == 1
+        assert shop.run(operation, *source, "a red boat", GATEWAY_URL=server.url).returncode == 1
+    always: dict[str, Any] = {"prompt": "a red boat", "response_format": "b64_json"}
+    if operation == "edit":
+        always["image"] = {"b64": b64encode(b"a picture").decode()}
+    full, bare = map(json.loads, server.bodies)
+    assert full == always | texts | numbers | switches | {"tags": ["a", "b"], "other": 0, "more": "text"}
+    assert bare == always
 
 
 def test_a_file_that_is_there_is_not_replaced_and_nothing_is_paid_to_find_out(shop: Shop) -> None:
