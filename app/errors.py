@@ -4,7 +4,7 @@
     ├── InvalidRequest                 a field is wrong; nothing was spent           (422, 400 unreadable, 411, 413,
     415)
     ├── InvalidImage                   the input gate refused an upload              (422, 413, 415)
-    ├── Refused                        identity, policy or quota said no             (401, 402, 403, 404, 409, 429)
+    ├── Refused                        identity, policy or quota said no             (401, 402, 403, 404, 409, 410, 429)
     ├── LedgerUnavailable              Redis is away or cannot be trusted            (503; nothing is dispatched)
     └── UpstreamError                  Prodia said no, or said nothing              (422, 502, 503, 504)
 
@@ -46,6 +46,9 @@ CODES: dict[str, Kind] = {
     "budget_reserved": Kind(429, "The rest of the budget is reserved by jobs in flight", True),
     "budget_exhausted": Kind(402, "The budget is spent"),
     "content_moderated": Kind(422, "The content was refused by moderation"),
+    "idempotency_mismatch": Kind(422, "This name belongs to another request"),
+    "idempotency_in_flight": Kind(409, "The first call under this name is still running"),
+    "idempotency_gone": Kind(410, "The picture of this name is not stored any more"),
     "not_cached": Kind(504, "No cached result"),
     "price_unknown": Kind(409, "This job type has no price"),
     "upstream_busy": Kind(503, "No upstream capacity in time", True),
@@ -97,6 +100,7 @@ class GatewayError(Exception):
         self.retry_after = retry_after
         self.charged: Charged = charged
         self.extra = extra
+        self.replay_of: str | None = None  # id of the request whose kept answer this is
 
 
 class InvalidRequest(GatewayError):

@@ -1,5 +1,5 @@
-"""The process's heartbeat: lease, reaper, unwritten settlements, counts of free deliveries, tenants file, and what
-readiness and gauges say.
+"""The process's heartbeat: lease, reaper, unwritten settlements, names to free, counts of free deliveries, tenants
+file, and what readiness and gauges say.
 
 Runs beside the listeners, once a second. When Redis is away it keeps trying, says so in readiness, and logs one line
 per change.
@@ -94,6 +94,7 @@ class Health:
                 await self._task
         with suppress(LedgerUnavailable):
             await self._gateway.ledger.write_unwritten()
+            await self._gateway.names.free()
             await self._gateway.deliveries.flush()
             if not self._gateway.ledger.unwritten and not self._gateway.at_work:
                 await self._incarnation.leave()
@@ -130,6 +131,7 @@ class Health:
                 await self._incarnation.beat()
                 await self._epoch.watch()
                 await self._gateway.ledger.write_unwritten()
+                await self._gateway.names.free()
                 if turn % REAP_EVERY == 0:
                     await reap(self._gateway.ledger, self._incarnation)
                 if not self._epoch.frozen:

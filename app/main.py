@@ -33,6 +33,7 @@ from app.prodia.turns import Turns
 from app.quota.deliveries import Deliveries
 from app.quota.epoch import Epoch
 from app.quota.ledger import Ledger, Moved
+from app.quota.names import Names
 from app.settings import Settings
 from app.store.blobs import Spool
 from app.store.lease import Incarnation
@@ -143,6 +144,7 @@ def create_app(
             link_ttl=settings.gateway_image_url_ttl,
         ),
         deliveries=Deliveries(ledger),
+        names=Names(ledger_store, incarnation),
         deadline=settings.gateway_upstream_deadline,
         at_work=set(),
     )

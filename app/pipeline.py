@@ -9,14 +9,14 @@ before dispatch.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from time import monotonic, perf_counter, time
+from time import monotonic, perf_counter
 from typing import Any
 
+from app.bought import bought_result, claim_digest
 from app.cache.flight import Elsewhere, Flight, Flights
-from app.cache.results import Result, Results, image_id
+from app.cache.results import Result, Results
 from app.domain import auto, policy, pricing
 from app.domain.catalog import Catalog
 from app.domain.fingerprint import fingerprint, scope_secret
@@ -24,7 +24,7 @@ from app.domain.guidance import Guidance
 from app.domain.ids import job_id
 from app.domain.job import Ask, Caller, Job
 from app.domain.validate import validate
-from app.errors import GatewayError, LedgerUnavailable, Refused
+from app.errors import Charged, GatewayError, LedgerUnavailable, Refused
 from app.images.gate import GATE_VERSION, Gate, Plan, inspect
 from app.images.picture import describe
 from app.pictures import Pictures
@@ -36,6 +36,7 @@ from app.prodia.wire import Call, Completed, Part
 from app.quota.deliveries import Deliveries
 from app.quota.hold import Hold, NotLeading
 from app.quota.ledger import Ledger
+from app.quota.names import Claim, Names
 from app.store import keys
 from app.store.blobs import Spool
 from app.telemetry.metrics import Metrics
@@ -45,6 +46,7 @@ from app.tenants import Keyring, Tenants
 OFF_LOOP = 1024 * 1024  # bytes from which hashing leaves the event loop: below, a thread's wake-up costs more than it
 # An upstream answer, and its picture as (content type, width, height).
 Bought = tuple[Completed, tuple[str, int, int]]
+CHARGED: Mapping[Money, Charged] = {"refund": "no", "charge": "yes", "ambiguous": "unknown"}
 HEALTHY = frozenset({"invalid", "moderated", "failed", "refused", "misconfigured"})
 
 
@@ -83,6 +85,15 @@ class Delivery:
         return 0 if self.source == "upstream" else self.result.price
 
 
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request that may be made: the job, what is done to its uploads, and its deadline (monotonic)."""
+
+    job: Job
+    plans: Mapping[str, Plan]
+    until: float
+
+
 @dataclass(slots=True, kw_only=True)
 class Gateway:
     """One process's walk; every part is handed in by the composition root."""
@@ -104,6 +115,7 @@ class Gateway:
     pepper: bytes
     pictures: Pictures
     deliveries: Deliveries
+    names: Names
     deadline: float
     at_work: set[asyncio.Task[Result]]
 
@@ -129,6 +141,11 @@ class Gateway:
 
     async def submit(self, caller: Caller, ask: Ask, control: Control, record: Record) -> Delivery:
         """From what a caller wrote to a finished picture. Raises GatewayError; nothing is charged unless it says so."""
+        return await self.obtain(await self.admit(caller, ask, record), control, record)
+
+    async def admit(self, caller: Caller, ask: Ask, record: Record) -> Admitted:
+        """What is decided before cache, money and others count: the request is legal and allowed. Raises
+        GatewayError."""
         until = monotonic() + self.deadline - (perf_counter() - record.began)
         request = validate(await self.chosen(caller, ask), self.catalog)
         record.operation, record.variant = request.job_type.operation, request.job_type.variant
@@ -137,11 +154,18 @@ class Gateway:
         plans = self.plans(job)
         if request.user is not None:
             record.rates += await self.ledger.admit_user(caller, request.user)
+        return Admitted(job, plans, until)
+
+    async def obtain(
+        self, admitted: Admitted, control: Control, record: Record, claim: Claim | None = None
+    ) -> Delivery:
+        """The picture of an admitted request: from the cache, from a job that somebody else leads, or bought."""
+        job, plans, until = admitted.job, admitted.plans, admitted.until
+        request, keep = job.request, kept(job, control)
         scope, digest = await self.where(job)
-        keep = control.keep and caller.tenant.cache.scope != "off"
         hit = None
         if keep and control.reuse and request.seed_given:
-            hit = await self.results.find_again(scope, digest, caller.tenant.cache.ttl_seconds)
+            hit = await self.results.find_again(scope, digest, job.caller.tenant.cache.ttl_seconds)
         if hit is not None:
             record.cache = "hit"
             self.deliveries.note(job, "cache", hit.price)
@@ -155,9 +179,8 @@ class Gateway:
         fresh = not (keep and control.reuse)
         while first or (landed := await self.flights.follow(flight, until - monotonic())) is None:
             try:
-                return Delivery(
-                    job, await self._led(flight, job, plans, until, keep, fresh, record), "upstream", plans, keep
-                )
+                landed = await self._led(flight, job, plans, until, keep, fresh, record, claim)
+                return Delivery(job, landed, "upstream", plans, keep)
             except Elsewhere:
                 first = False
         record.cache = "coalesced"
@@ -184,8 +207,9 @@ class Gateway:
         return auto.pick(options, await self.ledger.left(caller, options.user) if len(options.prices) > 1 else None)
 
     async def _lead(
-        self, flight: Flight, job: Job, plans: Mapping[str, Plan], until: float, keep: bool, fresh: bool, record: Record
-    ) -> Result:
+        self, flight: Flight, job: Job, plans: Mapping[str, Plan], until: float, keep: bool, fresh: bool,
+        record: Record, claim: Claim | None,
+    ) -> Result:  # fmt: skip
         """The leader's part: make the input conform, lead the flight, hold the money, buy, store, settle, announce."""
         turn = self.turns.turn(job.caller.tenant.id, job.caller.tenant.weight, job.type.type)
         try:
@@ -199,7 +223,9 @@ class Gateway:
                 turn.ask()
             for _ in range(2):
                 try:
-                    async with Hold(self.ledger, job, record.job_id, flight.beside_money, at_once=at_once) as hold:
+                    async with Hold(
+                        self.ledger, job, record.job_id, flight.beside_money, at_once=at_once, claim=claim
+                    ) as hold:
                         await leading
                         return await self._make(flight, hold, turn, job, call, until, keep, record)
                 except NotLeading:
@@ -216,8 +242,8 @@ class Gateway:
     ) -> Result:
         """Buy it; the bytes first, then the money, then the word to those who wait."""
         bought, picture = await self._buy(flight, hold, turn, job, call, until, record)
-        where = flight.digest if keep else _claim(record.job_id or "")
-        result = _result(job, bought, picture, record.job_id or "", flight.scope, where)
+        where = flight.digest if keep else claim_digest(record.job_id or "")
+        result = bought_result(job, bought, picture, record.job_id or "", flight.scope, where)
         ttl = job.caller.tenant.cache.ttl_seconds if keep else keys.CLAIM_S
         stored = await self.results.store(where, result, ttl)
         announcing = asyncio.create_task(self.flights.landed(flight, result, where if stored else None))
@@ -299,17 +325,19 @@ class Gateway:
             return wait
         if proven_unbilled:
             await hold.retract()  # nothing was dispatched after all: the image does not count either
-        match self.money[fault.outcome]:
+        money = self.money[fault.outcome]
+        record.charged = CHARGED[money]
+        error = public_error(fault, CHARGED[money])
+        match money:
             case "refund":
-                await hold.refund(reason=fault.outcome)
-                record.charged = "no"
+                # What may go better the next time is nothing to repeat to a caller.
+                again = proven_unbilled or fault.outcome == "misconfigured"
+                await hold.refund(None if again else error, reason=fault.outcome)
             case "charge":
-                await hold.settle(job.price, reason=fault.outcome)
-                record.charged = "yes"
+                await hold.settle(job.price, error, reason=fault.outcome)
             case "ambiguous":
-                await hold.charge_unknown(reason=fault.outcome)
-                record.charged = "unknown"
-        raise public_error(fault, record.charged)  # type: ignore[arg-type]
+                await hold.charge_unknown(error, reason=fault.outcome)
+        raise error
 
     async def _settle(self, hold: Hold, job: Job, bought: Completed, result: Result) -> None:
         price = pricing.actual(job.price, bought.price_micro_usd)
@@ -317,7 +345,7 @@ class Gateway:
         if price.drift:
             self.metrics.drift.labels(job.variant).inc(price.drift / pricing.MICRO)
         await hold.settle(
-            price.paid, image=result.image_id, sha256=result.sha256, upstream_id=bought.upstream_id or "",
+            price.paid, result, image=result.image_id, sha256=result.sha256, upstream_id=bought.upstream_id or "",
             drift=price.drift, seed=result.seed,
         )  # fmt: skip
 
@@ -347,8 +375,7 @@ class Gateway:
         def digest() -> str:
             return fingerprint(job, secret=secret, gate_version=GATE_VERSION, keep_metadata=keep)
 
-        large = sum(upload.size for upload in job.request.uploads.values()) > OFF_LOOP
-        return scope, await asyncio.to_thread(digest) if large else digest()
+        return scope, await beside_loop(job, digest)
 
     async def _call(self, job: Job, plans: Mapping[str, Plan]) -> Call:
         """What goes to the wire: the inputs made to conform, under fixed file names, in the catalogue's order."""
@@ -366,17 +393,12 @@ class Gateway:
             work.exception()  # retrieved: a leader whose caller left has nobody else to tell
 
 
-def _result(job: Job, bought: Completed, picture: tuple[str, int, int], job_id: str, scope: str, where: str) -> Result:
-    content_type, width, height = picture
-    sha256, price = hashlib.sha256(bought.image).hexdigest(), pricing.actual(job.price, bought.price_micro_usd).paid
-    return Result(
-        image=bought.image, job_id=job_id, image_id=image_id(where, sha256), sha256=sha256,
-        content_type=content_type, width=width, height=height,
-        seed=job.request.seed, job_type=job.type.type, variant=job.variant, operation=job.operation,
-        safety_applied=job.safety.applied, price=price, created=int(time()), scope=scope,
-    )  # fmt: skip
+def kept(job: Job, control: Control) -> bool:
+    """Whether the picture of a job is kept for reuse."""
+    return control.keep and job.caller.tenant.cache.scope != "off"
 
 
-def _claim(job_id: str) -> str:
-    """Where a result that must not be reused waits for those it was made for."""
-    return hashlib.sha256(b"kontext-gateway/claim/" + job_id.encode()).hexdigest()
+async def beside_loop(job: Job, digest: Callable[[], str]) -> str:
+    """A digest over a job's uploads; large ones are not hashed on the event loop."""
+    large = sum(upload.size for upload in job.request.uploads.values()) > OFF_LOOP
+    return await asyncio.to_thread(digest) if large else digest()

@@ -1,4 +1,5 @@
-"""The cache digest: an HMAC over everything that changes pixels, keyed per scope so that prompts cannot be guessed.
+"""Digests of requests, keyed per scope so that prompts cannot be guessed: the cache's, over everything that changes
+pixels, and a named call's, over everything that its caller wrote.
 
 Pure. A field is in it or is listed as left out; the test of this module fails when `Request` grows a field that nobody
 decided about.
@@ -10,7 +11,7 @@ import hmac
 import json
 from collections.abc import Mapping
 
-from app.domain.job import Job
+from app.domain.job import Job, Request
 
 # Fields of Request that change pixels, and those that do not.
 INCLUDED = ("job_type", "parameters", "seed", "output", "fit", "uploads", "safety_asked")
@@ -44,3 +45,29 @@ def fingerprint(job: Job, *, secret: bytes, gate_version: int, keep_metadata: bo
         allow_nan=False,
     )
     return hmac.digest(secret, canonical.encode("ascii"), "sha256").hex()
+
+
+def call_digest(request: Request, *, secret: bytes) -> str:
+    """Hex digest (64 characters) of everything that a caller wrote, for calls under one name.
+
+    Only what was given counts, so that neither a new default nor another choice of `auto` makes a repeat another call;
+    a seed that the gateway assigned does not.
+    """
+    given = {name: value for name, value in request.parameters.items() if name in request.given}
+    canonical = json.dumps(
+        [
+            request.job_type.operation,
+            "auto" if request.chosen else request.job_type.variant,
+            given,
+            request.seed if request.seed_given else None,
+            request.safety_asked,
+            [request.output, request.fit, request.response_format],
+            [request.user, request.tags],
+            {name: upload.sha256 for name, upload in request.uploads.items()},
+        ],
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=True,
+        allow_nan=False,
+    )
+    return hmac.digest(secret, b"call/" + canonical.encode("ascii"), "sha256").hex()

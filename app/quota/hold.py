@@ -20,6 +20,7 @@ from app.domain.windows import local_date
 from app.errors import GatewayError, LedgerUnavailable
 from app.quota.ledger import End, Finish, Ledger, window_key
 from app.quota.limits import caps, places
+from app.quota.names import Claim
 from app.quota.refusals import cap_refusal, key_refusal, place_refusal
 from app.store import keys
 from app.store.redis import Script, script
@@ -40,12 +41,21 @@ class Hold:
         if_leading: key of a flight under the tenant's hash tag; reserve only while this process leads it.
         at_once: acknowledge the dispatch in the same step, because a slot is believed to be free; the state is then
             `cleared`: nothing was sent, and nothing but `dispatch` is needed to send it. `retract` takes it back.
+        claim: the call's name; it is taken for good with the dispatch, and its answer kept with the end.
     """
 
     def __init__(
-        self, ledger: Ledger, job: Job, job_id: str, if_leading: str | None = None, *, at_once: bool = False
+        self,
+        ledger: Ledger,
+        job: Job,
+        job_id: str,
+        if_leading: str | None = None,
+        *,
+        at_once: bool = False,
+        claim: Claim | None = None,
     ) -> None:
-        self._if_leading, self._at_once = if_leading, at_once
+        self._if_leading, self._at_once, self._claim = if_leading, at_once, claim
+        self._name = () if claim is None else (claim.key,)
         self._ledger = ledger
         self._job = job
         self.id = "res_" + secrets.token_hex(12)
@@ -111,11 +121,14 @@ class Hold:
                     ask["leader"] = ledger.owner
                 if self._at_once:
                     ask["at_once"] = True
+                if self._claim:
+                    ask["claim"] = self._claim.id
                 reply = await self._ask(
                     RESERVE,
                     [keys.ledger(tenant.id), keys.reservation(tenant.id, self.id), keys.outstanding(tenant.id),
                      keys.key(tenant.id, job.caller.key_id), usage, keys.days(tenant.id),
-                     keys.jobs(tenant.id, job.caller.key_id), *taken, *filter(None, (self._if_leading,))],
+                     keys.jobs(tenant.id, job.caller.key_id), *taken, *self._name,
+                     *filter(None, (self._if_leading,))],
                     [orjson.dumps(ask)],
                 )  # fmt: skip
                 match reply[0]:
@@ -140,6 +153,8 @@ class Hold:
                         raise key_refusal(reply[1])
                     case b"follow":
                         raise NotLeading
+                    case b"taken":
+                        raise _taken()
                     case b"epoch":
                         await ledger.epoch.mismatch(tenant.id, reply[1])
                     case _:
@@ -170,9 +185,10 @@ class Hold:
         tenant = self._tenant.id
         reply = await self._ask(
             DISPATCH,
-            [keys.ledger(tenant), keys.reservation(tenant, self.id), keys.key(tenant, self._job.caller.key_id)],
+            [keys.ledger(tenant), keys.reservation(tenant, self.id), keys.key(tenant, self._job.caller.key_id),
+             *self._name],
             [self._ledger.epoch.check(), self._ledger.epoch.mark(tenant), self._ledger.owner, self._fence,
-             self._job.caller.token_digest],
+             self._job.caller.token_digest, *self._claimed],
         )  # fmt: skip
         match reply[0]:
             case b"ok":
@@ -180,6 +196,8 @@ class Hold:
                 self._ledger.epoch.saw(tenant, reply[1])
             case b"key":
                 raise key_refusal(reply[1])
+            case b"taken":
+                raise _taken()
             case b"epoch":
                 await self._ledger.epoch.mismatch(tenant, reply[1])
                 raise LedgerUnavailable()
@@ -192,8 +210,8 @@ class Hold:
         tenant = self._tenant.id
         reply = await self._ask(
             RETRACT,
-            [keys.ledger(tenant), keys.reservation(tenant, self.id)],
-            [self._ledger.owner, self._fence],
+            [keys.ledger(tenant), keys.reservation(tenant, self.id), *self._name],
+            [self._ledger.owner, self._fence, *self._claimed],
         )
         if reply[0] != b"ok":
             raise LedgerUnavailable("This job's reservation was reaped meanwhile; it is not sent again.")
@@ -201,18 +219,18 @@ class Hold:
         self.state = "reserved"
         self._ledger.epoch.saw(tenant, reply[1])
 
-    async def settle(self, paid: int, **row: Any) -> str:
-        """Charge `paid` micro-dollars; `row` goes into the ledger row. The script's word: done, already or
-        unwritten."""
-        return await self._end("SETTLED", "DISPATCHING,AMBIGUOUS", paid, row)
+    async def settle(self, paid: int, told: object = None, **row: Any) -> str:
+        """Charge `paid` micro-dollars. `row` goes into the ledger row; `told` is what the call came to, for the answer
+        under its name. The script's word: done, already or unwritten."""
+        return await self._end("SETTLED", "DISPATCHING,AMBIGUOUS", paid, told, row)
 
-    async def refund(self, **row: Any) -> str:
-        """Charge nothing: never sent, or an answer that by policy is not billed."""
-        return await self._end("REFUNDED", "RESERVED,DISPATCHING", 0, row)
+    async def refund(self, told: object = None, **row: Any) -> str:
+        """Charge nothing: never sent, or an answer that by policy is not billed. Without `told` the name is free."""
+        return await self._end("REFUNDED", "RESERVED,DISPATCHING", 0, told, row)
 
-    async def charge_unknown(self, **row: Any) -> str:
+    async def charge_unknown(self, told: object = None, **row: Any) -> str:
         """Charge the whole price until reconciled: it was sent, and what became of it is unknown."""
-        return await self._end("AMBIGUOUS", "DISPATCHING", 0, row)
+        return await self._end("AMBIGUOUS", "DISPATCHING", 0, told, row)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if self.state == "ended":
@@ -224,8 +242,10 @@ class Hold:
         else:
             await asyncio.shield(self.refund(reason=reason))
 
-    async def _end(self, end: End, sources: str, paid: int, row: Mapping[str, Any]) -> str:
+    async def _end(self, end: End, sources: str, paid: int, told: object, row: Mapping[str, Any]) -> str:
         call = self._finish(end, sources, paid, row)
+        if self._claim is not None and told is not None:
+            call.answer = self._claim.write(told)
         self.state = "ended"
         return await self._ledger.finish(call)
 
@@ -233,8 +253,12 @@ class Hold:
         return Finish(
             self._tenant.id, self.id, self._usage, self._taken, end, paid, "", sources, "owner",
             self.facts | dict(row),
-            self._job.price, unsent=self.state == "cleared",
+            self._job.price, unsent=self.state == "cleared", name="".join(self._name),
         )  # fmt: skip
+
+    @property
+    def _claimed(self) -> tuple[str, ...]:
+        return () if self._claim is None else (self._claim.id,)
 
     async def _ask(self, script: Script, names: list[str], args: list[Any]) -> Any:
         """Ask a script that is idempotent by id once more when its reply was lost, and only then give up."""
@@ -242,3 +266,7 @@ class Hold:
             return await self._ledger.store.run(script, names, args)
         except LedgerUnavailable:
             return await self._ledger.store.run(script, names, args)
+
+
+def _taken() -> GatewayError:
+    return LedgerUnavailable("Another call took this name over; nothing was dispatched here.")

@@ -58,6 +58,8 @@ class Finish:
     row: Mapping[str, Any]
     amount: int
     unsent: bool = False
+    name: str = ""  # key of the call's name, if it has one, and the answer to keep there
+    answer: bytes = b""
 
     @classmethod
     def from_record(
@@ -71,6 +73,7 @@ class Finish:
             end="REFUNDED" if text["state"] == "RESERVED" else "AMBIGUOUS",
             paid=0, fence=text["fence"], sources=text["state"], by="reaper",
             row={name: text[name] for name in facts} | {"reason": "reaped"}, amount=int(text["amount"] or 0),
+            name=text["name"],
         )  # fmt: skip
 
 
@@ -197,6 +200,7 @@ class Ledger:
                     keys.rows(call.tenant),
                     call.usage,
                     *call.taken,
+                    *filter(None, (call.name,)),
                 ],
                 [
                     call.reservation,
@@ -209,6 +213,7 @@ class Ledger:
                     keys.TOMBSTONE_MS,
                     int(call.unsent),
                     self.owner,
+                    *((call.answer, keys.IDEMPOTENCY_MS) if call.name else ()),
                 ],
             )
         except LedgerUnavailable:

@@ -25,7 +25,7 @@ async def reap(ledger: Ledger, incarnation: Incarnation) -> int:
         ids = [i.decode() for i in found if i.decode() not in ledger.active]
         if not ids:
             continue
-        fields = ("owner", "state", "fence", "amount", "windows", "places", "usage", *_FACTS)
+        fields = ("owner", "state", "fence", "amount", "windows", "places", "usage", "name", *_FACTS)
         holds = await ledger.store.commands(*(("HMGET", keys.reservation(tenant, i), *fields) for i in ids))
         alive = await incarnation.alive(hold[0].decode() for hold in holds if hold[0]) - {ledger.owner}
         for reservation, hold in zip(ids, holds, strict=True):

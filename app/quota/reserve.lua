@@ -4,16 +4,18 @@
 --
 -- KEYS[1] ledger(tenant)  KEYS[2] reservation  KEYS[3] outstanding(tenant)  KEYS[4] key(tenant, key id)
 -- KEYS[5] usage(tenant, the day's start)  KEYS[6] days(tenant)  KEYS[7] jobs(tenant, key id)
--- KEYS[8 .. 7+C] concurrency sets, then W window hashes, then with `leader` the flight
+-- KEYS[8 .. 7+C] concurrency sets, then W window hashes, then with `claim` the call's name, with `leader` the flight
 -- ARGV[1] JSON {id, owner, digest, epoch, mark, amount, spans: [[per, start, end] ...], conc: [cap ...],
 --               limits: [[cap, add, span index, kind: usd | img] ...], keep: seconds a window outlives its end, facts: {...},
 --               day: {start, date, keep: seconds its roll-up outlives its start, group}, recent: {max, ms},
---               leader: who must lead the flight, if it has one, at_once: RESERVED and DISPATCHING in one step}
+--               leader: who must lead the flight, if it has one, at_once: RESERVED and DISPATCHING in one step,
+--               claim: that has the call's name, if it has one}
 --               `spans` has the day that `day` says, so that it is held against the clock like every window
 -- Returns {"ok", seq, remaining_1 ...}          held (or was held already by this id)
 --      or {"span", per, start, end, now_s}      the caller's idea of a window is not the open one; ask again with this
 --      or {"conc", index}                       concurrency cap of that set is reached
 --      or {"limit", index, spent, reserved}     that window has no room
+--      or {"taken"}                             another call has the name by now
 --      or {"follow"}                            somebody else leads the flight: nothing to hold
 --      or {"key", reason} | {"epoch", epoch, seq} | {"state", state}
 local ask = cjson.decode(ARGV[1])
@@ -35,6 +37,12 @@ local target = ask.at_once and 'DISPATCHING' or 'RESERVED'
 local state = redis.call('HGET', KEYS[2], 'state')
 if state == target then return {'ok', int(seq)} end
 if state then return {'state', state} end
+
+local name = ask.claim and KEYS[8 + #ask.conc + #ask.limits]
+if name then
+  local held = redis.call('HMGET', name, 'claim', 'state')
+  if held[1] ~= ask.claim or held[2] ~= 'claimed' then return {'taken'} end
+end
 
 local key = redis.call('HMGET', KEYS[4], 'd:' .. ask.digest, 'revoked', 'expires')
 if not key[1] then return {'key', 'unknown'} end
@@ -89,12 +97,16 @@ for i = 1, places do
 end
 local facts = {'state', target, 'fence', '0', 'owner', ask.owner, 'amount', int(ask.amount), 'created', int(now_ms),
   'windows', cjson.encode(held), 'places', cjson.encode(taken), 'usage', KEYS[5], 'group', ask.day.group}
-for name, value in pairs(ask.facts) do
-  facts[#facts + 1] = name
+for fact, value in pairs(ask.facts) do
+  facts[#facts + 1] = fact
   facts[#facts + 1] = value
+end
+if name then
+  for _, fact in ipairs({'name', name, 'claim', ask.claim}) do facts[#facts + 1] = fact end
 end
 redis.call('HSET', KEYS[2], unpack(facts))
 if ask.at_once then redis.call('HSET', KEYS[2], 'dispatched', int(now_ms)) end
+if ask.at_once and name then redis.call('HSET', name, 'state', 'sent') end
 if ask.at_once and ask.leader then redis.call('HSET', KEYS[#KEYS], 'state', 'sent', 'started', int(now_ms)) end
 redis.call('ZADD', KEYS[3], int(now_ms), ask.id)
 if redis.call('HSETNX', KEYS[5], 'date', ask.day.date) == 1 then

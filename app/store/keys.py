@@ -17,6 +17,7 @@ FLIGHT_MS = 15 * 60_000  # longer than any deadline
 LANDED_MS = 60_000  # a finished flight stays visible for callers that looked into the cache just before
 USAGE_KEEP_S = 400 * 86_400  # a day's roll-up, counted from its start
 RECENT, RECENT_MS = 100, 48 * 3_600_000  # how many jobs of a key are listed, and for how long
+IDEMPOTENCY_MS = 24 * 3_600_000  # how long a name stands for its call, from its end on
 CLAIM_S = 600  # how long a result that must not be reused waits for those it was made for
 
 ROOT = "kg:{ledger}"
@@ -99,6 +100,11 @@ def days(tenant: str) -> str:
 def jobs(tenant: str, key_id: str) -> str:
     """Sorted set: ids of a key's last RECENT reservations, by creation time in ms."""
     return f"kg:{{t:{tenant}}}:jobs:{key_id}"
+
+
+def idempotency(tenant: str, key_id: str, route: str, name: str) -> str:
+    """Hash: what became of the call that a key made under a name on a route."""
+    return f"kg:{{t:{tenant}}}:idem:{subject(chr(31).join((key_id, route, name)))}"
 
 
 def flight(scope: str, fingerprint: str) -> str:

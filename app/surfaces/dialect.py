@@ -5,6 +5,7 @@ Pure translation; the error table in `app.errors` says everything else.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.cache.results import Result
-from app.errors import GatewayError
+from app.errors import GatewayError, InvalidRequest
 from app.pipeline import Control
 from app.surfaces.deps import record_of
 
 FORMATS = {"image/jpeg": "jpeg", "image/png": "png", "image/webp": "webp"}
 PROBLEM = "application/problem+json"
+REPLAYED = "Idempotency-Replayed"
+MAX_NAME = 255  # characters of an Idempotency-Key
+_STRING = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"')  # of RFC 8941
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,27 @@ def control(header: str | None) -> Control:
     return Control(reuse=store and "no-cache" not in words, keep=store, only_if_cached="only-if-cached" in words)
 
 
+def idempotency_key(headers: list[str]) -> str | None:
+    """The name that a caller gives its call: `Idempotency-Key`, a quoted string (RFC 8941) or the bare text.
+
+    Raises:
+        InvalidRequest: more than one header (400), or no 1 to 255 printable ASCII characters.
+    """
+    if not headers:
+        return None
+    field = "Idempotency-Key"
+    if len(headers) > 1:
+        raise InvalidRequest(f"Send one `{field}` header.", field=field, status=400)
+    name = headers[0].strip(" \t")
+    if name.startswith('"'):
+        quoted = _STRING.fullmatch(name)
+        name = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else ""
+    if not (1 <= len(name) <= MAX_NAME and name.isascii() and name.isprintable()):
+        text = f"`{field}` must have 1 to {MAX_NAME} printable ASCII characters, quoted or bare."
+        raise InvalidRequest(text, field=field, min_length=1, max_length=MAX_NAME)
+    return name
+
+
 def json_response(body: dict[str, Any]) -> Response:
     """A document that no cache may keep."""
     return Response(orjson.dumps(body), media_type="application/json", headers={"Cache-Control": "no-store"})
@@ -117,7 +142,9 @@ async def on_error(request: Request, error: Exception) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if error.code in ("too_large", "unauthenticated", "rate_limited"):
         headers["Connection"] = "close"  # the body may be unread
-    body = orjson.dumps(problem(error, record.request_id), default=str)
+    if error.replay_of is not None:
+        headers[REPLAYED] = "true"
+    body = orjson.dumps(problem(error, error.replay_of or record.request_id), default=str)
     return Response(body, error.status, headers, media_type=PROBLEM)
 
 

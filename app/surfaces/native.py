@@ -20,6 +20,7 @@ from fastapi import APIRouter, Request
 from fastapi import Path as PathParameter
 from starlette.responses import Response
 
+from app import named
 from app.cache.results import Result
 from app.domain import policy
 from app.domain.advice import advise
@@ -27,11 +28,12 @@ from app.domain.job import Ask, Caller
 from app.domain.pricing import usd
 from app.domain.tenant import Limits
 from app.errors import Refused
+from app.named import Reply
 from app.pipeline import Delivery, Gateway
 from app.surfaces import native_schema
 from app.surfaces.asks import IMAGE_ID, read_edit, read_generate
 from app.surfaces.deps import KeyCaller, by_key, gateway_of, record_of
-from app.surfaces.dialect import accepted, control, json_response, picture_document
+from app.surfaces.dialect import REPLAYED, accepted, control, idempotency_key, json_response, picture_document
 
 router = APIRouter()
 _GONE = Response(status_code=499)
@@ -144,23 +146,44 @@ def _accepted(request: Request) -> Any:
 
 async def _serve(request: Request, caller: Caller, gateway: Gateway, ask: Ask) -> Response:
     """Run the walk while watching the client: one that goes away is not waited for."""
-    record = record_of(request)
-    walk = gateway.submit(caller, ask, control(request.headers.get("cache-control")), record)
-    delivery = await _unless_gone(request, walk)
-    if delivery is None:
+    record, json = record_of(request), _accepted(request).json
+    walk = _walk(request, caller, gateway, ask, whole=json)
+    reply = await _unless_gone(request, walk)
+    if reply is None:
         record.code = "client_gone"
         return _GONE
-    result = delivery.result
-    record.job_id, record.source = result.job_id, delivery.source
-    record.cost, record.saved = delivery.cost, delivery.saved
-    headers = _picture_headers(result) | _delivery_headers(delivery) | {"Cache-Control": "no-store"}
-    if _accepted(request).json:
-        return Response(orjson.dumps(_document(delivery, gateway, record.request_id)), 200, headers, "application/json")
+    result, headers = reply.result, {**reply.said["headers"], "Cache-Control": "no-store"}
+    if reply.delivery is None:
+        headers[REPLAYED] = "true"
+    else:
+        record.job_id, record.source = result.job_id, reply.delivery.source
+        record.cost, record.saved = reply.delivery.cost, reply.delivery.saved
+    if json:
+        document = reply.said["document"]
+        if ask.fields.get("response_format") == "b64_json":
+            document["image"]["b64_json"] = pybase64.b64encode(result.image).decode()
+        return Response(orjson.dumps(document), 200, headers, "application/json")
     return Response(result.image, 200, headers, result.content_type)
 
 
-async def _unless_gone(request: Request, walk: Coroutine[Any, Any, Delivery]) -> Delivery | None:
-    """The walk's delivery, or None when the client closed the connection first; the walk is then cancelled."""
+async def _walk(request: Request, caller: Caller, gateway: Gateway, ask: Ask, *, whole: bool) -> Reply:
+    """The walk of a call, with a name or without; without one a document is only made where it is wanted."""
+    record, asked = record_of(request), control(request.headers.get("cache-control"))
+
+    def tell(delivery: Delivery) -> dict[str, Any]:
+        headers = _picture_headers(delivery.result) | _delivery_headers(delivery)
+        return {"headers": headers} | ({"document": _document(delivery, gateway, record.request_id)} if whole else {})
+
+    name = idempotency_key(request.headers.getlist("idempotency-key"))
+    if name is not None:
+        whole = True  # a repeat may want another form
+        return await named.submit(gateway, caller, ask, asked, record, route=ask.operation, name=name, tell=tell)
+    delivery = await gateway.submit(caller, ask, asked, record)
+    return Reply(delivery.result, tell(delivery), delivery)
+
+
+async def _unless_gone(request: Request, walk: Coroutine[Any, Any, Reply]) -> Reply | None:
+    """The walk's reply, or None when the client closed the connection first; the walk is then cancelled."""
     walking, over = asyncio.current_task(), False
 
     def leave(_: asyncio.Task[None]) -> None:
@@ -222,11 +245,10 @@ def _cache_status(delivery: Delivery) -> str:
 
 
 def _document(delivery: Delivery, gateway: Gateway, request_id: str) -> dict[str, Any]:
+    """A JSON reply, but for the picture's own bytes."""
     job, result, safety = delivery.job, delivery.result, delivery.job.safety
     picture = picture_document(result, len(result.image))
-    if job.request.response_format == "b64_json":
-        picture["b64_json"] = pybase64.b64encode(result.image).decode()
-    else:
+    if job.request.response_format == "url":
         picture["url"] = gateway.pictures.link(job.caller, result)
     body: dict[str, Any] = {
         "id": result.job_id, "object": "kontext.result", "created": result.created,

@@ -19,7 +19,7 @@ _PICTURE = {
 }
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _COMMON = (400, 401, 403, 404, 405, 411, 413, 415, 422, 429, 431, 500, 503)
-_PAID = (402, 409, 502, 504)
+_PAID = (402, 409, 410, 502, 504)
 _TAGS: dict[str, Any] = {
     "type": "array",
     "maxItems": MAX_TAGS,

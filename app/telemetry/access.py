@@ -29,7 +29,7 @@ _EXPOSED = ", ".join(
     ("X-Request-Id", "RateLimit", "RateLimit-Policy", "Retry-After", "Server-Timing", "Cache-Status", "ETag",
      "Repr-Digest",
      "Gateway-Job-Id", "Gateway-Image-Id", "Gateway-Seed", "Gateway-Variant", "Gateway-Source", "Gateway-Cost-Usd",
-     "Gateway-Safety", "Gateway-Auto")
+     "Gateway-Safety", "Gateway-Auto", "Idempotency-Replayed")
 )  # fmt: skip
 _ALLOWED = "Authorization, Content-Type, Accept, Cache-Control, Prefer, Idempotency-Key"
 

@@ -31,6 +31,10 @@ SHARED = {
         'limits: {budgets: [{usd: "0.10", per: month}], concurrency: 1, per_user: {images: [{max: 1, per: month}]}}'
     ),
     "claims": "",
+    "named": "",
+    "named-other": "",
+    "named-poor": 'limits: {budgets: [{usd: "0.04", per: month}]}',
+    "named-changing": "",
     "private": "limits: {per_user: {images: [{max: 20, per: day}]}}",
 }
 

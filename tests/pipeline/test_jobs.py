@@ -23,14 +23,14 @@ def listed(url: str, token: str, query: str = "") -> list[dict[str, Any]]:
     return found
 
 
-def ask_and_leave(url: str, token: str, seen: Any, **fields: Any) -> None:
+def ask_and_leave(url: str, token: str, seen: Any, headers: str = "", **fields: Any) -> None:
     """Send a generation and cut the connection as soon as `seen` holds."""
     body = json.dumps({"prompt": "a lighthouse at dawn"} | fields)
     with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port)) as connection:
         head = (
             f"POST /v1/generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json"
         )
-        connection.sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        connection.sendall(f"{head}\r\nContent-Length: {len(body)}\r\n{headers}\r\n{body}".encode())
         wait_until(seen, 10)
 
 
