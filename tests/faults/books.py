@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 import redis
 
-Invariant = Literal["I1", "I2", "I3", "I4", "I5", "I7", "I8", "I9", "I10", "I11", "I12", "usage", "metrics", "model"]
+Invariant = Literal[
+    "I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10", "I11", "I12", "usage", "metrics", "model"
+]
 MICRO = 1_000_000
 OPEN = ("RESERVED", "DISPATCHING")
 _SNAPSHOT = """

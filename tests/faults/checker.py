@@ -7,6 +7,7 @@ the upstream's own bill, and by what its clients were told.
     I4  no job is billed twice
     I5  at rest nothing is open: no reservation, no place
     usage    a day's roll-up is the rows of the jobs reserved on it, group by group, and its day window's spent
+    I6  under a key's name there is one job at most, one answer to the byte, one request, and nobody else's picture
     I7  a fingerprint is at most one job in flight: said by the runs that know their deaths
     I8  a picture that a tenant did not pay for now was paid for by that tenant before
     I9  every job carried a safety tolerance where its type has one
@@ -15,7 +16,7 @@ the upstream's own bill, and by what its clients were told.
     I12 after the faults everything is answered with a picture again
     metrics  the cost counters of all replicas say what the rows say
 
-I6 belongs to idempotency keys; `model`, what the scripts should do, is said by the machine that plays them.
+`model`, what the scripts should do, is said by the machine that plays them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any
 import redis
 
 from tests.faults.books import MICRO, OPEN, Books, Broken, Violation, over
-from tests.faults.clients import PROMPT, History
+from tests.faults.clients import KEPT, PROMPT, History
 from tests.fleet import PEPPER, TOKEN, Fleet, get_json, wait_until
 
 __all__ = ["Books", "Broken", "Violation", "over"]
@@ -103,6 +104,7 @@ def check(
     found += [Violation("I4", f"seed {job[2]} was billed {n} times") for job, n in twice.items() if n > 1]
     if history is not None:
         found += _told(history, found_books, {row["seed"] for row in bill["rows"]})
+        found += _named(history, found_books)
     if absent := int(fleet.stats()["safety_tolerance_absent"]):
         found.append(Violation("I9", f"{absent} jobs carried no safety tolerance"))
     found += _leaks(fleet)
@@ -164,6 +166,32 @@ def _told(history: History, found: Mapping[str, Books], billed: set[object]) -> 
         unknown = sum(call.outcome == "unknown" for call in calls)
         if unknown < len(books.ambiguous):
             yield Violation("I3", f"{len(books.ambiguous)} jobs of {tenant} are ambiguous, {unknown} clients know")
+
+
+def _named(history: History, found: Mapping[str, Books]) -> Iterable[Violation]:
+    """I6. What was refused before anything was sent, or is still running, is no answer of a name."""
+    answers: dict[str, set[tuple[str, str]]] = {}
+    jobs: dict[str, set[str]] = {}
+    for call in history.calls:
+        if call.name and call.answer is not None and (call.answer.status, call.answer.code) in KEPT:
+            answers.setdefault(call.name, set()).add((call.wish, call.answer.digest))
+            if call.answer.source == "upstream":
+                jobs.setdefault(call.answer.job, set()).add(call.name)
+    for several in (told for told in answers.values() if len(told) > 1):
+        wishes = len({wish for wish, _ in several})
+        yield Violation("I6", f"{wishes} requests under one name were given {len(several)} answers")
+    for job, names in jobs.items():
+        if len(names) > 1:
+            yield Violation("I6", f"{job} was bought under {len(names)} names")
+    charged = Counter(
+        (tenant, hold["name"])
+        for tenant, books in found.items()
+        for hold in books.holds.values()
+        if "name" in hold and hold["state"] in ("SETTLED", "AMBIGUOUS")
+    )
+    for (tenant, _), n in charged.items():
+        if n > 1:
+            yield Violation("I6", f"one name of {tenant} was charged for {n} jobs")
 
 
 def _leaks(fleet: Fleet) -> Iterable[Violation]:

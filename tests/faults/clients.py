@@ -33,6 +33,14 @@ DOCUMENTED = {
     (504, "upstream_timeout"),
 }
 
+# The answers that a name keeps: a picture, or how a job ended that was sent.
+KEPT = {
+    (200, "ok"),
+    (422, "content_moderated"),
+    (502, "upstream_failed"),
+    (502, "upstream_invalid"),
+    (504, "upstream_timeout"),
+}
 
 Outcome = Literal["ok", "fail", "unknown"]
 
@@ -53,10 +61,12 @@ class Answer:
     text: str = ""  # headers, and the body of an error
 
 
-async def ask(session: aiohttp.ClientSession, url: str, token: str, **fields: Any) -> Answer:
-    """One `POST /v1/generate`; fields that are None are left out."""
+async def ask(
+    session: aiohttp.ClientSession, url: str, token: str, *, name: str = "", accept: str = "*/*", **fields: Any
+) -> Answer:
+    """One `POST /v1/generate`, under a name if it has one; fields that are None are left out."""
     body = {"prompt": PROMPT} | {name: value for name, value in fields.items() if value is not None}
-    headers = {"Authorization": f"Bearer {token}"}
+    headers = {"Authorization": f"Bearer {token}", "Accept": accept} | ({"Idempotency-Key": name} if name else {})
     async with session.post(f"{url}/v1/generate", json=body, headers=headers) as answer:
         data = await answer.read()
         told = json.loads(data) if answer.status >= 400 else {}
@@ -98,6 +108,8 @@ class Call:
     began: float
     ended: float
     answer: Answer | None
+    name: str = ""  # what the call is called under, with its key
+    wish: str = ""  # what it asked for
 
     @property
     def outcome(self) -> Outcome:
@@ -132,7 +144,8 @@ class History:
         began, answer = time.monotonic(), None
         with suppress(aiohttp.ClientError, TimeoutError, OSError):
             answer = await asyncio.wait_for(ask(session, url, token, **fields), patience)
-        call = Call(tenant, fields.get("seed"), began, time.monotonic(), answer)
+        name = f"{token} {fields.pop('name')}" if fields.get("name") else ""
+        call = Call(tenant, fields.get("seed"), began, time.monotonic(), answer, name, repr(sorted(fields.items())))
         self.calls.append(call)
         return call
 

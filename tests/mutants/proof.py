@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 from tests.faults.checker import Broken
+from tests.faults.crowd import crowd
 from tests.faults.flock import THREE_SECONDS, flock
-from tests.faults.storm import storm, tenants
+from tests.faults.storm import storm, tenants, token
 from tests.fleet import fleet
 from tests.mutants.wrong import MUTANTS
 from tests.scripts.desk import Desk, texts
@@ -31,6 +32,9 @@ def broken_by(name: str, folder: Path) -> set[str]:
                 shipped[mutant.script] = mutant.text(shipped[mutant.script])
                 with engine("valkey") as client:
                     play(Desk(client, shipped), examples=400, shrink=False)
+            case "crowd":
+                with fleet(folder, tenants(None), replicas=2, program=program) as running:
+                    crowd(running, [("acme", token(running)) for _ in range(2)], CALLERS // 3)
             case "seeded flock" | "seedless flock":
                 seed, jobs = (7, 1) if mutant.proof == "seeded flock" else (None, CALLERS)
                 slots = _slots(CALLERS)

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from app import pipeline
+from app import named, pipeline
 from app.cache.flight import Flights
 from app.errors import Refused
 from app.prodia import faults
 from app.prodia.retry import RetryBudget
 from app.quota import hold, ledger
 from app.quota.hold import Hold
+from app.store import keys
 from app.store.redis import Script
 
-Proof = Literal["storm", "machine", "seeded flock", "seedless flock"]
+Proof = Literal["storm", "machine", "seeded flock", "seedless flock", "crowd"]
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,20 @@ def _flight_per_process() -> None:
     Flights._join, Flights._mark = join, mark  # type: ignore[method-assign]
 
 
+def _unscoped() -> None:
+    scoped = keys.idempotency
+    keys.idempotency = lambda tenant, key_id, route, name: scoped(tenant, "", "", name)
+
+
+def _body_unchecked() -> None:
+    named.call_digest = lambda request, *, secret: "always the same"  # type: ignore[attr-defined]
+
+
+def _name_per_process() -> None:
+    scoped, here = keys.idempotency, str(os.getpid())
+    keys.idempotency = lambda tenant, key_id, route, name: scoped(tenant, key_id, route, here + name)
+
+
 _OPEN_WINDOW = """local name, add = KEYS[6 + places + i], window[2]
   local open = string.match(redis.call('HGET', KEYS[1], 'w:' .. string.match(name, ':(%a+):%d+$')) or '', '^%d+')
   if open then name = string.gsub(name, '%d+$', open) end"""
@@ -154,6 +170,9 @@ MUTANTS: dict[str, Mutant] = {
     "retry-after-cut": Mutant("sends a job again whose answer was lost", "storm", "I4", _retry_after_cut),
     "flight-per-process": Mutant("joins flights in one process only", "seeded flock", "I7", _flight_per_process),
     "seedless-coalesced": Mutant("takes all seedless requests for equal", "seedless flock", "I7", _seedless_coalesced),
+    "name-unscoped": Mutant("takes one key's name for another's", "crowd", "I6", _unscoped),
+    "body-unchecked": Mutant("takes any request under a name for the first", "crowd", "I6", _body_unchecked),
+    "name-per-process": Mutant("remembers names in one process only", "crowd", "I6", _name_per_process),
     "window-at-settle": Mutant(
         "settles in the window of now", "machine", "I2",
         script="finish", change=("local name, add = KEYS[6 + places + i], window[2]", _OPEN_WINDOW),

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from tests.faults import row
-from tests.faults.rows import clocks, deploys, flights, hostile, ledger, links, money, outcomes, scripts, upstream
+from tests.faults.rows import (
+    clocks,
+    deploys,
+    flights,
+    hostile,
+    ledger,
+    links,
+    money,
+    names,
+    outcomes,
+    scripts,
+    upstream,
+)
 
 __all__ = [
     "ROWS",
@@ -14,6 +26,7 @@ __all__ = [
     "ledger",
     "links",
     "money",
+    "names",
     "outcomes",
     "scripts",
     "upstream",
