@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from app.store import keys
-from tests.scripts.desk import FAR, TENANT, Desk, Limit
+from tests.scripts.desk import FAR, NAME, TENANT, Desk, Limit
 
 Call = Callable[[Desk], object]
 LIMITS = [
@@ -56,21 +56,33 @@ CALLS: dict[str, tuple[Call, Callable[[Desk], list[str]]]] = {
         lambda desk: desk.finish_keys("sent"),
     ),
     "refund": (lambda desk: desk.finish("held", "REFUNDED", "RESERVED"), lambda desk: desk.finish_keys("held")),
+    "claim": (lambda desk: desk.claim("c2", "a"), lambda desk: [NAME]),
+    "close": (lambda desk: desk.close("c1"), lambda desk: [NAME]),
+    "dispatch named": (
+        lambda desk: desk.dispatch("named", "a", 0),
+        lambda desk: [keys.ledger(TENANT), keys.reservation(TENANT, "named"), keys.key(TENANT, "key_1"), NAME],
+    ),
+    "refund named": (
+        lambda desk: desk.finish("named", "REFUNDED", "RESERVED"),
+        lambda desk: desk.finish_keys("named"),
+    ),
     "lose": (lambda desk: desk.finish("sent", "AMBIGUOUS", "DISPATCHING"), lambda desk: desk.finish_keys("sent")),
 }
 
 
 def busy(desk: Desk) -> Desk:
-    """One reservation held, one sent, one ambiguous, one settled."""
+    """One reservation held, one held under a name, one sent, one ambiguous, one settled."""
     desk.open()
     limits = [Limit(x.level, x.kind, 1_000, x.add) for x in LIMITS]
     places = tuple((subject, 100) for subject, _ in PLACES)
     for name in ("held", "sent", "lost", "done"):
         assert desk.reserve(name, "a", limits, span(desk), places=places, amount=10)[0] == "ok"
+    assert desk.claim("c1", "a")[0] == "yours"
+    assert desk.reserve("named", "a", limits, span(desk), places=places, amount=10, claim="c1")[0] == "ok"
     assert [desk.dispatch(name, "a", 0)[0] for name in ("sent", "lost", "done")] == ["ok"] * 3
     assert desk.finish("lost", "AMBIGUOUS", "DISPATCHING")[0] == "done"
     assert desk.finish("done", "SETTLED", "DISPATCHING", paid=10)[0] == "done"
     assert desk.admit([("k1", 1_000_000, 5), ("k2", 1_000_000, 5)])[0] == "ok"
     for subject, _ in PLACES:  # room for one more
-        desk.client.srem(keys.concurrency(TENANT, "tenant", subject), "held", "sent")
+        desk.client.srem(keys.concurrency(TENANT, "tenant", subject), "held", "sent", "named")
     return desk

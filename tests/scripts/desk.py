@@ -13,8 +13,10 @@ import redis
 from app.store import keys
 
 TENANT, KEY, DIGEST, EPOCH = "acme", "key_1", "d1", "led_1"
-NAMES = ("admit", "reserve", "dispatch", "retract", "finish", "tally")
+NAMES = ("admit", "reserve", "dispatch", "retract", "finish", "tally", "claim", "close")
 DATE, USAGE_KEEP, RECENT = "2026-11-24", 400 * 86_400, 5
+NAME = keys.idempotency(TENANT, KEY, "generate", "order-1")
+DAY_MS = 86_400_000
 FAR = 1_000_000  # seconds to the end of a window that is not to end
 
 
@@ -81,8 +83,10 @@ class Desk:
         *,
         places: Sequence[tuple[str, int]] = (),
         amount: int,
+        claim: str = "",
+        at_once: bool = False,
     ) -> list[Any]:
-        """Hold all of it or nothing. `places` are (subject, cap)."""
+        """Hold all of it or nothing. `places` are (subject, cap); with a `claim` the call has the name NAME."""
         ask = {
             "id": name, "owner": owner, "digest": DIGEST, "epoch": self.epoch, "mark": self.mark, "amount": amount,
             "spans": [["day", *span]], "conc": [cap for _, cap in places],
@@ -91,7 +95,10 @@ class Desk:
             "day": {"start": span[0], "date": DATE, "keep": USAGE_KEEP, "group": owner},
             "recent": {"max": RECENT, "ms": 60_000},
         }  # fmt: skip
-        return self.run("reserve", self.reserve_keys(name, limits, span[0], places), [json.dumps(ask)])
+        named = [NAME] if claim else []
+        ask |= {"at_once": True} if at_once else {}
+        ask |= {"claim": claim} if claim else {}
+        return self.run("reserve", [*self.reserve_keys(name, limits, span[0], places), *named], [json.dumps(ask)])
 
     def reserve_keys(
         self, name: str, limits: Sequence[Limit], start: int, places: Sequence[tuple[str, int]] = ()
@@ -104,19 +111,48 @@ class Desk:
 
     def dispatch(self, name: str, owner: str, fence: int) -> list[Any]:
         """RESERVED -> DISPATCHING."""
-        names = [keys.ledger(TENANT), keys.reservation(TENANT, name), keys.key(TENANT, KEY)]
-        return self.run("dispatch", names, [self.epoch, self.mark, owner, fence, DIGEST])
+        at, claim = self._named(name)
+        names = [keys.ledger(TENANT), keys.reservation(TENANT, name), keys.key(TENANT, KEY), *at]
+        return self.run("dispatch", names, [self.epoch, self.mark, owner, fence, DIGEST, *claim])
 
     def retract(self, name: str, owner: str, fence: int) -> list[Any]:
         """DISPATCHING -> RESERVED."""
-        return self.run("retract", [keys.ledger(TENANT), keys.reservation(TENANT, name)], [owner, fence])
+        at, claim = self._named(name)
+        names = [keys.ledger(TENANT), keys.reservation(TENANT, name), *at]
+        return self.run("retract", names, [owner, fence, *claim])
 
     def finish(
-        self, name: str, end: str, sources: str, *, paid: int = 0, fence: str = "", by: str = "owner"
+        self,
+        name: str,
+        end: str,
+        sources: str,
+        *,
+        paid: int = 0,
+        fence: str = "",
+        by: str = "owner",
+        unsent: int = 0,
+        answer: str = "",
     ) -> list[Any]:
         """The end of a reservation, over the keys that its own record names; what is settled has a picture."""
         more = json.dumps({"image": f"img_{name}"} if end == "SETTLED" else {"reason": "test"})
-        return self.run("finish", self.finish_keys(name), [name, end, paid, fence, sources, by, more, 60_000])
+        kept = ["a", answer, DAY_MS] if self._named(name)[0] else []
+        args = [name, end, paid, fence, sources, by, more, 60_000, unsent, *kept]
+        return self.run("finish", self.finish_keys(name), args)
+
+    def claim(
+        self, claim: str, owner: str, digest: str = "d", seed: int = 1, *, ms: int = 60_000, dead: str = ""
+    ) -> list[Any]:
+        """Take the name."""
+        return self.run("claim", [NAME], [claim, owner, digest, seed, f"req_{claim}", ms, dead, DAY_MS])
+
+    def close(self, claim: str, answer: str = "") -> list[Any]:
+        """Keep an answer that cost nothing, or free the name."""
+        return [self.client.eval(self.text["close"], 1, NAME, claim, answer, DAY_MS)]
+
+    def _named(self, name: str) -> tuple[list[str], list[str]]:
+        """What a reservation's calls add to KEYS and ARGV where it has a name."""
+        at, claim = self.client.hmget(keys.reservation(TENANT, name), "name", "claim")
+        return ([at.decode()], [claim.decode()]) if at else ([], [])
 
     def tally(self, process: str, number: int, day: int, counts: Mapping[str, int]) -> list[Any]:
         """Add counts of free deliveries to a day."""
@@ -129,7 +165,8 @@ class Desk:
         windows, places, usage = self.client.hmget(keys.reservation(TENANT, name), "windows", "places", "usage")
         taken = [*json.loads(places or "[]"), *(window[0] for window in json.loads(windows or "[]"))]
         fixed = [keys.ledger(TENANT), keys.reservation(TENANT, name), keys.outstanding(TENANT)]
-        return [*fixed, keys.ambiguous(TENANT), keys.rows(TENANT), (usage or b"").decode(), *taken]
+        fixed += [keys.ambiguous(TENANT), keys.rows(TENANT), (usage or b"").decode()]
+        return [*fixed, *taken, *self._named(name)[0]]
 
     def everything(self) -> dict[str, object]:
         """The whole server, to see whether anything changed."""

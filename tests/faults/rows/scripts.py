@@ -23,7 +23,13 @@ from tests.scripts.engines import engine
 from tests.scripts.machine import play
 
 ENGINES: tuple[Engine, ...] = ("valkey", "redis")
-SPENDS = ("admit", "reserve", "dispatch")  # what may be refused for want of memory; ends may not
+SPENDS = (
+    "admit",
+    "reserve",
+    "dispatch",
+    "dispatch named",
+    "claim",
+)  # what may be refused for want of memory; ends may not
 DOLLARS = [Limit("tenant", "usd", 30, 10)]
 
 
