@@ -102,8 +102,8 @@ class Health:
     async def read_gauges(self) -> None:
         """Bring the gauges up to date for a scrape."""
         gateway, metrics = self._gateway, self._gateway.metrics
-        metrics.queued.set(gateway.turns.waiting)
-        metrics.queue_age.set(gateway.turns.oldest_wait)
+        metrics.queued.set(gateway.buyer.turns.waiting)
+        metrics.queue_age.set(gateway.buyer.turns.oldest_wait)
         metrics.unwritten.set(len(gateway.ledger.unwritten))
         metrics.frozen.set(self._epoch.frozen)
         metrics.reload_ok.set(gateway.tenants.healthy)
@@ -117,7 +117,7 @@ class Health:
                         metrics.budget_reserved.labels(tenant.id, cap["per"]).set(cap["reserved_micro_usd"] / MICRO)
                     else:
                         metrics.quota_remaining.labels(tenant.id, f"images-{cap['per']}").set(cap["remaining"])
-            states = await gateway.turns.breakers()
+            states = await gateway.buyer.turns.breakers()
             for job in gateway.catalog.enabled.values():
                 for state in ("closed", "open", "half_open"):
                     metrics.breaker.labels(job.type, state).set(states.get(job.type, "closed") == state)

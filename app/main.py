@@ -30,6 +30,7 @@ from app.prodia.client import Prodia
 from app.prodia.faults import Moderation, parse_money
 from app.prodia.retry import RetryBudget
 from app.prodia.turns import Turns
+from app.purchase import Buyer
 from app.quota.deliveries import Deliveries
 from app.quota.epoch import Epoch
 from app.quota.ledger import Ledger, Moved
@@ -70,8 +71,8 @@ class Application:
         if self.gateway.at_work:
             await asyncio.wait(set(self.gateway.at_work), timeout=timeout)
         await self.health.stop()
-        await self.gateway.gate.aclose()
-        await self.gateway.prodia.aclose()
+        await self.gateway.buyer.gate.aclose()
+        await self.gateway.buyer.prodia.aclose()
         for store in self.stores:
             await store.aclose()
 
@@ -113,13 +114,11 @@ def create_app(
         probe_seconds=settings.gateway_upstream_deadline,
     )
     keyring = Keyring(ledger_store, pepper)
-    gateway = Gateway(
-        catalog=catalog,
-        guidance=guidance.load(),
+    flights = Flights(ledger_store, results, incarnation, deadline=settings.gateway_upstream_deadline)
+    buyer = Buyer(
         tenants=tenants,
-        keyring=keyring,
         ledger=ledger,
-        flights=Flights(ledger_store, results, incarnation, deadline=settings.gateway_upstream_deadline),
+        flights=flights,
         results=results,
         turns=turns,
         prodia=Prodia(
@@ -134,6 +133,17 @@ def create_app(
         metrics=metrics,
         retry_budget=RetryBudget(),
         money=parse_money(settings.gateway_outcomes),
+    )
+    gateway = Gateway(
+        catalog=catalog,
+        guidance=guidance.load(),
+        tenants=tenants,
+        keyring=keyring,
+        ledger=ledger,
+        flights=flights,
+        results=results,
+        buyer=buyer,
+        metrics=metrics,
         pepper=pepper,
         pictures=Pictures(
             catalog=catalog,
