@@ -1,8 +1,8 @@
 """Every refusal and failure the gateway can answer with: one table drives every surface.
 
     GatewayError                       code, status, retryable; what the caller may be told
-    ├── InvalidRequest                 a field is wrong; nothing was spent           (422, 400 unreadable, 411, 413,
-    415)
+    ├── InvalidRequest                 a field is wrong; nothing was spent           (422, 400 unreadable, 408, 411,
+    413, 415)
     ├── InvalidImage                   the input gate refused an upload              (422, 413, 415)
     ├── Refused                        identity, policy or quota said no             (401, 402, 403, 404, 409, 410, 429)
     ├── LedgerUnavailable              Redis is away or cannot be trusted            (503; nothing is dispatched)
@@ -33,6 +33,7 @@ CODES: dict[str, Kind] = {
     "invalid_request": Kind(422, "The request is not valid"),
     "length_required": Kind(411, "A Content-Length is required"),
     "invalid_image": Kind(422, "The image cannot be used"),
+    "request_timeout": Kind(408, "The request did not arrive in time", True),
     "too_large": Kind(413, "The body or image is too large"),
     "unsupported_type": Kind(415, "This media type is not supported"),
     "unauthenticated": Kind(401, "A valid key is required"),

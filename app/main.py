@@ -42,6 +42,7 @@ from app.store.redis import Store
 from app.surfaces import native, reports
 from app.surfaces import ops as ops_surface
 from app.surfaces.dialect import on_crash, on_error, on_http_error
+from app.surfaces.intake import Intake
 from app.surfaces.native_schema import complete
 from app.telemetry.access import Access
 from app.telemetry.metrics import Metrics
@@ -159,15 +160,16 @@ def create_app(
         at_work=set(),
     )
     health = Health(gateway, incarnation, epoch, log, strict=not settings.gateway_accept_volatile_ledger)
-    public, api = _listener(gateway, health), _listener(gateway, health, ops=True)
+    intake = Intake(settings.gateway_body_memory)
+    public, api = _listener(gateway, health, intake), _listener(gateway, health, intake, ops=True)
 
-    def wrap(app: FastAPI, quiet: frozenset[str]) -> Access:
+    def wrap(app: FastAPI, **more: frozenset[str]) -> Access:
         origins = lambda: tenants.current.cors_origins  # noqa: E731
-        return Access(app, metrics=metrics, log=log, origins=origins, new_id=request_id, quiet=quiet)
+        return Access(app, metrics=metrics, log=log, origins=origins, new_id=request_id, **more)
 
     return Application(
-        public=wrap(public, frozenset()),
-        ops=wrap(api, frozenset({"/metrics", "/healthz", "/readyz"})),
+        public=wrap(public, hosts=settings.hosts),
+        ops=wrap(api, quiet=frozenset({"/metrics", "/healthz", "/readyz"})),
         api=api,
         gateway=gateway,
         health=health,
@@ -189,7 +191,7 @@ def offered(catalog: catalogue.Catalog) -> dict[str, frozenset[str]]:
     return {operation: frozenset(catalog.variants(operation)) for operation in ("generate", "edit")}
 
 
-def _listener(gateway: Gateway, health: Health, *, ops: bool = False) -> FastAPI:
+def _listener(gateway: Gateway, health: Health, intake: Intake, *, ops: bool = False) -> FastAPI:
     app = FastAPI(
         title="Kontext Gateway",
         version=VERSION,
@@ -198,7 +200,7 @@ def _listener(gateway: Gateway, health: Health, *, ops: bool = False) -> FastAPI
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.gateway, app.state.health = gateway, health
+    app.state.gateway, app.state.health, app.state.intake = gateway, health, intake
     for surface in SURFACES:
         app.include_router(surface.router)
     if ops:

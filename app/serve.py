@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 import secrets
 import signal
 import socket
@@ -22,6 +23,7 @@ import uvicorn
 from pydantic import SecretStr
 
 from app.domain.tenant import Budget, ImageQuota, KeyPolicy, Limits, Rate, Safety, SafetyRule, Tenant
+from app.door import door, sweep
 from app.main import Application, create_app
 from app.quota import epoch
 from app.sandbox import SandboxConfig, load_scenario, serve_sandbox, switched
@@ -112,11 +114,13 @@ async def _listen(
     settings: Settings, app: Application, log: structlog.typing.FilteringBoundLogger, ready: Callable[[], None]
 ) -> None:
     bound = [_bound(settings.gateway_listen), _bound(settings.gateway_ops_listen)]
-    listeners = [_listener(app.public), _listener(app.ops)]
+    files, idle = _open_files(), settings.gateway_keep_alive
+    listeners = [_listener(app.public, files // 2, idle), _listener(app.ops, files // 8, idle)]
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    sweeping = asyncio.create_task(sweep(listeners))
     serving = [asyncio.create_task(listener.serve([taken])) for listener, taken in zip(listeners, bound, strict=True)]
     while not all(listener.started for listener in listeners):  # noqa: ASYNC110  # uvicorn has no event for it
         await asyncio.sleep(0.01)
@@ -132,6 +136,7 @@ async def _listen(
     for listener in listeners:
         listener.should_exit = True
     await asyncio.wait(serving, timeout=settings.gateway_drain_timeout)
+    sweeping.cancel()
     log.info("stopped", jobs=len(app.gateway.at_work))
 
 
@@ -149,19 +154,29 @@ def _bound(listen: str) -> socket.socket:
     return taken
 
 
-def _listener(app: App) -> _Listener:
+def _open_files() -> int:
+    """How many files this process may open, raised as far as it may raise it itself. A connection is a file, and so are
+    those to Redis, to the upstream, and to the disk: half of them are left to those."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(hard, 65_536) if hard != resource.RLIM_INFINITY else 65_536
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    return min(soft, 65_536) if soft != resource.RLIM_INFINITY else 65_536
+
+
+def _listener(app: App, most: int, idle: float) -> _Listener:
     return _Listener(
         uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
+            http=door(most=most, idle=idle),
             ws="none",
             lifespan="off",
             access_log=False,
             log_config=None,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=30,
             timeout_graceful_shutdown=None,
             backlog=4096,
         )

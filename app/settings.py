@@ -64,6 +64,18 @@ class Settings(BaseSettings):
     gateway_ops_listen: str = Field(
         default="127.0.0.1:8081", description="Ops listener, host:port: metrics and health."
     )
+    gateway_hosts: str = Field(
+        default="",
+        description="Host names of the public listener, separated by commas; another Host is a 421. Empty: any.",
+    )
+    gateway_keep_alive: Seconds = Field(
+        default=5.0, gt=0, le=3600, description="Seconds that a connection may be idle before it is closed."
+    )
+    gateway_body_memory: int = Field(
+        default=192_000_000,
+        ge=128_000_000,
+        description="Bytes of request bodies that are read or held at once; above it requests are `overloaded`.",
+    )
     gateway_key_pepper: SecretStr | None = Field(
         default=None, description="Secret of the keyed hashes, at least 32 characters. Required unless --sandbox."
     )
@@ -147,6 +159,9 @@ class Settings(BaseSettings):
         for name in ("gateway_listen", "gateway_ops_listen", "gateway_sandbox_listen"):
             if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}", getattr(self, name)):
                 raise ValueError(f"{name.upper()} must be host:port")
+        for host in self.hosts:
+            if not re.fullmatch(r"[a-z0-9._-]{1,255}|\[[0-9a-f:.]+\]", host):
+                raise ValueError("GATEWAY_HOSTS must be host names without scheme and port, separated by commas")
         parse_money(self.gateway_outcomes)
         for pattern in self.moderation_patterns:
             try:
@@ -160,6 +175,11 @@ class Settings(BaseSettings):
             if missing := [name.upper() for name in needed if getattr(self, name) is None]:
                 raise ValueError(f"{', '.join(missing)}: required without --sandbox")
         return self
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The host names of the public listener; empty for any."""
+        return frozenset(name.strip().lower().rstrip(".") for name in self.gateway_hosts.split(",") if name.strip())
 
     @property
     def moderation_patterns(self) -> tuple[str, ...]:

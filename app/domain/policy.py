@@ -45,13 +45,19 @@ def usable(caller: Caller, job_type: JobType) -> bool:
     return held or job_type.variant in caller.tenant.safety.allow_without_knob
 
 
-def allow(caller: Caller, operation: str, variant: str) -> None:
-    """Refuse a suspended tenant, and an operation or variant that tenant or key may not use."""
-    tenant, key = caller.tenant, caller.policy
-    if tenant.suspended:
+def admit(caller: Caller, operation: str) -> None:
+    """Refuse, before anything of the request is read, a suspended tenant and an operation that the key may not use."""
+    key = caller.policy
+    if caller.tenant.suspended:
         raise Refused("forbidden", "This tenant is suspended.")
     if key.operations is not None and operation not in key.operations:
         raise Refused("forbidden", f"This key may not {operation}.", field="operation", allowed=list(key.operations))
+
+
+def allow(caller: Caller, operation: str, variant: str) -> None:
+    """Refuse a suspended tenant, and an operation or variant that tenant or key may not use."""
+    admit(caller, operation)
+    tenant, key = caller.tenant, caller.policy
     for allowed in (None if tenant.variants is None else tenant.variants.get(operation, ()), key.variants):
         if allowed is not None and variant not in allowed:
             raise Refused(

@@ -7,14 +7,16 @@ with it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cached_property
 
 
 class Upload:
-    """The bytes of one input as they came."""
+    """The bytes of one input as they came; `released` is told their number when they are let go of."""
 
     def __init__(self, data: bytes) -> None:
         self._data: bytes | None = data
+        self.released: Callable[[int], None] | None = None
         self.size = len(data)
 
     @property
@@ -32,4 +34,6 @@ class Upload:
     def release(self) -> None:
         """Let go of the bytes; the digest stays."""
         _ = self.sha256
+        if self._data is not None and self.released is not None:
+            self.released(self.size)
         self._data = None

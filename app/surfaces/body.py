@@ -1,8 +1,8 @@
 """Reads request bodies off the ASGI stream: bounded before buffering, strict, and off the event loop where they are
 large.
 
-Used by every surface. What cannot be read is an `InvalidRequest` with 400, 411, 413 or 415; nothing has been spent by
-then.
+Used by every surface. What cannot be read is an `InvalidRequest` with 400, 408, 411, 413 or 415, and where `intake` has
+no room for it, 503 before it is read; nothing has been spent by then.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import binascii
 import json
 import re
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from app.domain.upload import Upload
 from app.errors import InvalidRequest
+from app.surfaces.intake import Charge
 
 KB = 1024
 JSON_SLACK = 64 * KB
@@ -35,6 +37,7 @@ EDIT_JSON_BYTES = IMAGE_BYTES * 4 // 3 + JSON_SLACK
 MAX_PARTS = 64
 FIELD_BYTES = 64 * KB
 OFF_LOOP = 256 * KB
+JSON_COPIES = 3  # while a large JSON body is read, its bytes, its text and its values are in memory at the same time
 
 
 @dataclass(slots=True)
@@ -57,7 +60,7 @@ async def read_json(request: Request, limit: int) -> dict[str, Any]:
     Raises:
         InvalidRequest: too large, not JSON, a repeated key, NaN or Infinity, not an object.
     """
-    data = await _read(request, limit)
+    data = b"".join([chunk async for chunk in _stream(request, limit, JSON_COPIES)])
     return await asyncio.to_thread(parse_json, data) if len(data) > OFF_LOOP else parse_json(data)
 
 
@@ -92,6 +95,7 @@ async def read_form(request: Request, options: dict[str, str]) -> Form:
                 for event in parser.parse(chunk):
                     if event is None:
                         _keep(form, name, is_file, b"".join(chunks))
+                        chunks.clear()
                     elif isinstance(event, bytes | bytearray):
                         size += len(event)
                         if size > (IMAGE_BYTES if is_file else FIELD_BYTES):
@@ -107,6 +111,16 @@ async def read_form(request: Request, options: dict[str, str]) -> Form:
     return form
 
 
+def hold_only(request: Request, uploads: Iterable[Upload]) -> None:
+    """From here on a request takes the room of its uploads alone, each until it is released."""
+    charge: Charge | None = request.scope["state"].get("charge")
+    if charge is not None:
+        uploads = tuple(uploads)
+        charge.shrink(sum(upload.size for upload in uploads))
+        for upload in uploads:
+            upload.released = charge.give
+
+
 async def decode_base64(text: str, field: str) -> bytes:
     """The bytes of a base64 text. Raises InvalidRequest: not base64, or too large."""
     if len(text) > IMAGE_BYTES * 4 // 3 + 4:
@@ -119,24 +133,26 @@ async def decode_base64(text: str, field: str) -> bytes:
         raise InvalidRequest(f"`{field}` is not valid base64.", field=field) from None
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    return b"".join([chunk async for chunk in _stream(request, limit)])
-
-
-async def _stream(request: Request, limit: int) -> Any:
+async def _stream(request: Request, limit: int, copies: int = 1) -> AsyncIterator[bytes]:
     """Body chunks; refuses by the declared length before reading, and by the count while reading."""
     declared = request.headers.get("content-length")
-    if declared is not None and (not declared.isdecimal() or int(declared) > limit):
+    if declared is not None and (not declared.isdecimal() or len(declared) > 15 or int(declared) > limit):
         raise _too_large("body", limit)
+    charge = request.scope["state"]["charge"] = request.app.state.intake.charge()
+    size = int(declared or 0)
+    charge.grow(size * copies)
     size = 0
     try:
         async for chunk in request.stream():
             size += len(chunk)
             if size > limit:
                 raise _too_large("body", limit)
+            charge.grow(size * copies)
             if chunk:
                 yield chunk
     except ClientDisconnect:
+        if "late" in request.scope["state"]:
+            raise InvalidRequest("The body did not arrive in time.", code="request_timeout", retry_after=1) from None
         raise _unreadable("The body ended early.") from None
 
 

@@ -51,7 +51,7 @@ async def by_key(request: Request) -> Caller:
     if (
         origin
         and origin not in caller.tenant.cors_origins
-        and origin != f"{request.url.scheme}://{request.headers.get('host')}"
+        and origin != f"{request.scope['scheme']}://{request.headers.get('host')}"
     ):
         raise Refused("forbidden", "This tenant does not allow calls from this origin.")
     return caller

@@ -140,8 +140,6 @@ async def on_error(request: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(error.retry_after)
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if error.code in ("too_large", "unauthenticated", "rate_limited"):
-        headers["Connection"] = "close"  # the body may be unread
     if error.replay_of is not None:
         headers[REPLAYED] = "true"
     body = orjson.dumps(problem(error, error.replay_of or record.request_id), default=str)

@@ -32,6 +32,7 @@ from app.named import Reply
 from app.pipeline import Delivery, Gateway
 from app.surfaces import native_schema
 from app.surfaces.asks import IMAGE_ID, read_edit, read_generate
+from app.surfaces.body import hold_only
 from app.surfaces.deps import KeyCaller, by_key, gateway_of, record_of
 from app.surfaces.dialect import REPLAYED, accepted, control, idempotency_key, json_response, picture_document
 
@@ -44,6 +45,7 @@ async def generate(request: Request, caller: KeyCaller) -> Response:
     """Make a picture from a text."""
     gateway = gateway_of(request)
     record_of(request).operation = "generate"
+    policy.admit(caller, "generate")
     fields = await read_generate(request)
     return await _serve(request, caller, gateway, Ask("generate", fields, accepted_format=_accepted(request).format))
 
@@ -53,6 +55,7 @@ async def edit(request: Request, caller: KeyCaller) -> Response:
     """Change a picture as an instruction says."""
     gateway = gateway_of(request)
     record_of(request).operation = "edit"
+    policy.admit(caller, "edit")
     fields, uploads, textual = await read_edit(request, caller, gateway)
     ask = Ask("edit", fields, uploads, textual=textual, accepted_format=_accepted(request).format)
     return await _serve(request, caller, gateway, ask)
@@ -147,6 +150,7 @@ def _accepted(request: Request) -> Any:
 async def _serve(request: Request, caller: Caller, gateway: Gateway, ask: Ask) -> Response:
     """Run the walk while watching the client: one that goes away is not waited for."""
     record, json = record_of(request), _accepted(request).json
+    hold_only(request, ask.uploads.values())
     walk = _walk(request, caller, gateway, ask, whole=json)
     reply = await _unless_gone(request, walk)
     if reply is None:

@@ -1,5 +1,5 @@
-"""Plain ASGI around every listener: request ids, limits on headers, CORS, the last line of defence, and one event per
-request.
+"""Plain ASGI around every listener: request ids, limits on headers, the Host, CORS, the last line of defence, and one
+event per request.
 
 It makes the request's `Outcome` (scope["state"]["record"]), adds the headers that every answer carries, and when the
 answer is out, hands the record to metrics and log. An exception that nobody translated becomes a constant 500 here.
@@ -8,12 +8,15 @@ answer is out, hands the record to metrics and log. An exception that nobody tra
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import lru_cache
 from time import perf_counter
 from typing import Any
 
 import structlog
 
+from app.errors import CODES
 from app.telemetry.logs import request_line
 from app.telemetry.metrics import Metrics
 from app.telemetry.outcome import Outcome
@@ -31,12 +34,18 @@ _EXPOSED = ", ".join(
      "Gateway-Job-Id", "Gateway-Image-Id", "Gateway-Seed", "Gateway-Variant", "Gateway-Source", "Gateway-Cost-Usd",
      "Gateway-Safety", "Gateway-Auto", "Idempotency-Replayed")
 )  # fmt: skip
+_HOST = re.compile(rb"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 _ALLOWED = "Authorization, Content-Type, Accept, Cache-Control, Prefer, Idempotency-Key"
 
 
 class Access:
-    """ASGI middleware. `origins()` gives the union of tenants' CORS origins, for preflights and unauthenticated
-    errors."""
+    """ASGI middleware.
+
+    Args:
+        origins: gives the union of tenants' CORS origins, for preflights and unauthenticated errors.
+        hosts: the names it is called by, in lower case; empty for any.
+        quiet: routes whose requests are not logged.
+    """
 
     def __init__(
         self,
@@ -46,6 +55,7 @@ class Access:
         log: structlog.typing.FilteringBoundLogger,
         origins: Callable[[], frozenset[str]],
         new_id: Callable[[], str],
+        hosts: frozenset[str] = frozenset(),
         quiet: frozenset[str] = frozenset(),
     ) -> None:
         self._app = app
@@ -54,6 +64,7 @@ class Access:
         self._origins = origins
         self._new_id = new_id
         self._quiet = quiet
+        self._host = lru_cache(256)(lambda host: _judge_host(host, hosts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,9 +84,9 @@ class Access:
             await send(message)
 
         try:
-            if self._too_large(scope):
-                record.code = "headers_too_large"
-                await _refuse(answer, 431, "headers_too_large", record.request_id)
+            if wrong := self._wrong(scope):
+                record.code = wrong
+                await _refuse(answer, wrong, record.request_id, 400 if wrong == "invalid_request" else None)
             elif origin and scope["method"] == "OPTIONS" and _header(scope, b"access-control-request-method"):
                 record.route = "preflight"
                 await _preflight(answer, origin in self._origins())
@@ -85,8 +96,10 @@ class Access:
             record.code = "internal"
             self._log.error("unhandled", request_id=record.request_id, kind=type(error).__name__, where=_where(error))
             if status == 0:
-                await _refuse(answer, 500, "internal", record.request_id)
+                await _refuse(answer, "internal", record.request_id)
         finally:
+            if charge := state.pop("charge", None):
+                charge.close()
             record.route = getattr(scope.get("route"), "path", record.route)
             seconds = perf_counter() - record.began
             self._metrics.finished(record, _method(scope), status or 499, seconds)
@@ -113,14 +126,28 @@ class Access:
                 ]
         return headers
 
-    @staticmethod
-    def _too_large(scope: Scope) -> bool:
-        headers = scope["headers"]
+    def _wrong(self, scope: Scope) -> str | None:
+        """The error code of a head that no application is to see."""
+        headers, hosts = scope["headers"], 0
         size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
-        return (
-            len(headers) > MAX_HEADERS
-            or size + sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES
-        )
+        wrong = None
+        for name, value in headers:
+            size += len(name) + len(value)
+            if name == b"host":
+                hosts += 1
+                wrong = self._host(value)
+        if len(headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
+            return "headers_too_large"
+        return wrong if hosts == 1 else "invalid_request"
+
+
+def _judge_host(host: bytes, served: frozenset[str]) -> str | None:
+    """The error code of a Host that cannot be one, or is not one of ours."""
+    found = _HOST.fullmatch(host)
+    if found is None:
+        return "invalid_request"
+    known = not served or found[1].decode().lower().rstrip(".") in served
+    return None if known else "unknown_host"
 
 
 def _header(scope: Scope, wanted: bytes) -> str | None:
@@ -163,13 +190,26 @@ async def _preflight(send: Send, allowed: bool) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _refuse(send: Send, status: int, code: str, request: str) -> None:
-    titles = {"headers_too_large": "The request headers are too large", "internal": "The gateway failed"}
-    body = json.dumps(
-        {"type": f"urn:kontext-gateway:error:{code}", "title": titles[code], "status": status,
-         "detail": titles[code] + ".",
-         "code": code, "charged": "no" if code != "internal" else "unknown", "request_id": request}
-    ).encode()  # fmt: skip
-    headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+def refusal(
+    code: str, status: int | None = None, request_id: str | None = None
+) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and problem document of an error that no surface can answer."""
+    kind = CODES[code]
+    status = status or kind.status
+    problem = {
+        "type": f"urn:kontext-gateway:error:{code}", "title": kind.title, "status": status, "detail": kind.title + ".",
+        "code": code, "charged": "no" if code != "internal" else "unknown", "request_id": request_id,
+    }  # fmt: skip
+    body = json.dumps({name: value for name, value in problem.items() if value is not None}).encode()
+    headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+    ]
+    return status, [*headers, (b"retry-after", b"1")] if status in (408, 503) else headers, body
+
+
+async def _refuse(send: Send, code: str, request_id: str, status: int | None = None) -> None:
+    found, headers, body = refusal(code, status, request_id)
+    await send({"type": "http.response.start", "status": found, "headers": headers})
     await send({"type": "http.response.body", "body": body})
