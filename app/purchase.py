@@ -81,7 +81,7 @@ class Buyer:
         """Make the input conform, lead the flight, hold the money, buy, store, settle, announce. Raises GatewayError,
         or Elsewhere where another replica leads."""
         flight, job, tenant = it.flight, it.job, it.job.caller.tenant
-        turn = self.turns.turn(tenant.id, tenant.weight, job.type.type)
+        turn = self.turns.turn(tenant.id, tenant.weight, job.type.type, it.until)
         try:
             it.call = await self._call(job, it.plans)
             # What is asked of Redis in one turn of the loop travels together: the flight, the money, the place in line.

@@ -7,7 +7,8 @@
 -- KEYS[4] gates (hash: type -> JSON {fails, open_ms, until, probe, probe_until, pause})
 -- ARGV[1] JSON {me, total, caps: {type: cap}, using: [[tenant, type, count] ...], want: [[tenant, type, count, weight, age_ms] ...],
 --               news: [[type, "ok" | "fail" | "pause", ms] ...], threshold, open_ms, open_max_ms, probe_ms}
--- Returns {in use over all, [tenant, type, granted] ..., and {"gate", type, wait_ms} for each wanted type that is not let through now}
+-- Returns {in use over all, [tenant, type, granted] ..., {"gate", type, wait_ms} for each wanted type that is not let through now,
+--          and {"wait", tenant, type, percent}: how often each slot must come free, in hundredths, before the last that is wanted has one}
 local ask = cjson.decode(ARGV[1])
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -152,6 +153,23 @@ while in_use < ask.total do
       local field = best.tenant .. '|' .. best.type
       granted[field] = (granted[field] or 0) + 1
     end
+  end
+end
+
+-- How long what is left will wait: by the tenant's share of all slots, and by the cap of the type.
+local left_of, left_type, weights, weighed = {}, {}, 0, {}
+for _, want in ipairs(queue) do
+  if want.count > 0 then
+    left_of[want.tenant] = (left_of[want.tenant] or 0) + want.count
+    left_type[want.type] = (left_type[want.type] or 0) + want.count
+    if not weighed[want.tenant] then weights, weighed[want.tenant] = weights + want.weight, true end
+  end
+end
+for _, want in ipairs(queue) do
+  if want.who == ask.me and want.count > 0 then
+    local rounds = left_of[want.tenant] * weights / (ask.total * want.weight)
+    if ask.caps[want.type] then rounds = math.max(rounds, left_type[want.type] / ask.caps[want.type]) end
+    reply[#reply + 1] = {'wait', want.tenant, want.type, math.ceil(rounds * 100)}
   end
 end
 

@@ -2,8 +2,9 @@
 breaker.
 
 The pipeline's leader takes a turn before it dispatches. All wants of a process travel in one script call at a time;
-while some are unmet, the call is repeated every few hundredths of a second. When Redis is away, `LedgerUnavailable`
-is raised to those who wait.
+while some are unmet, the call is repeated every few hundredths of a second. A want whose turn cannot be expected before
+its deadline is refused as soon as that is known, and so is one too many. When Redis is away, `LedgerUnavailable` is
+raised to those who wait.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ LATER = 0.02  # seconds until a slot that nobody waits for is given back
 AWAY = 0.1  # seconds between calls while Redis is away
 SOON = 0.05  # seconds that a job which may be sent at once waits for its slot before it says that it has to wait
 THRESHOLD = 10  # failures in a row, over the whole fleet, that open the breaker of a type
+MOST_WAITING = 2_000  # jobs of one process
+LEARNING = 0.2  # weight of the newest job in the time that a slot is held
 OPEN_MS, OPEN_MAX_MS = 5_000, 60_000
 
 Line = tuple[str, str]  # tenant, job type
@@ -43,18 +46,20 @@ class Want:
     future: asyncio.Future[None]
     since: float
     weight: int
+    until: float
+    judged: bool = False
 
 
 class Turn:
     """One job's place in line, and then its slot."""
 
-    def __init__(self, turns: Turns, line: Line, weight: int) -> None:
-        self._turns, self._line, self._weight = turns, line, weight
+    def __init__(self, turns: Turns, line: Line, weight: int, until: float) -> None:
+        self._turns, self._line, self._weight, self._until = turns, line, weight, until
         self._want: Want | None = None
 
     def ask(self) -> Want:
-        """Stand in line from now on, although it is not certain yet that the slot will be needed."""
-        self._want = self._want or self._turns.enqueue(self._line, self._weight)
+        """Stand in line from now on, although it is not certain yet that the slot will be needed. Raises Refused."""
+        self._want = self._want or self._turns.enqueue(self._line, self._weight, self._until)
         return self._want
 
     async def soon(self) -> bool:
@@ -68,7 +73,7 @@ class Turn:
         """Wait for the slot, hold it for the length of the block. May be entered again, from the end of the line.
 
         Raises:
-            Refused: upstream_busy, no turn within `timeout` seconds.
+            Refused: upstream_busy, no turn within `timeout` seconds, or none to be expected.
             UpstreamError: upstream_unavailable, the breaker is open.
             LedgerUnavailable: Redis is away.
         """
@@ -79,13 +84,12 @@ class Turn:
                     await want.future
             want.future.result()
         except TimeoutError:
-            text = "No upstream slot came free before the deadline."
-            raise Refused("upstream_busy", text, retry_after=5) from None
-        self._want = None
+            raise _busy("No upstream slot came free before the deadline.", 5) from None
+        self._want, began = None, monotonic()
         try:
             yield
         finally:
-            self._turns.give_back(self._line)
+            self._turns.give_back(self._line, monotonic() - began)
 
     def leave(self) -> None:
         """Not needed, or not any more."""
@@ -119,6 +123,7 @@ class Turns:
         self._woken = asyncio.Event()
         self._slack = False
         self._trouble = -math.inf
+        self._held: dict[str, float] = {}  # job type -> seconds that a slot is held, as seen here
 
     @property
     def in_use(self) -> int:
@@ -140,13 +145,15 @@ class Turns:
         """Seconds that the longest waiting job of this process has waited."""
         return max((monotonic() - wants[0].since for wants in self._wants.values() if wants), default=0.0)
 
-    def turn(self, tenant: str, weight: int, job_type: str) -> Turn:
-        """One job's turn; to be taken or left."""
-        return Turn(self, (tenant, job_type), weight)
+    def turn(self, tenant: str, weight: int, job_type: str, until: float) -> Turn:
+        """One job's turn, of use until that moment of the monotonic clock; to be taken or left."""
+        return Turn(self, (tenant, job_type), weight, until)
 
-    def enqueue(self, line: Line, weight: int) -> Want:
-        """A want at the end of its line."""
-        want = Want(asyncio.get_running_loop().create_future(), monotonic(), weight)
+    def enqueue(self, line: Line, weight: int, until: float) -> Want:
+        """A want at the end of its line. Raises Refused: upstream_busy, too many wait."""
+        if self.waiting >= MOST_WAITING:
+            raise _busy("Too many jobs wait for the upstream.", 5)
+        want = Want(asyncio.get_running_loop().create_future(), monotonic(), weight, until)
         self._wants[line].append(want)
         self._kick()
         return want
@@ -162,8 +169,11 @@ class Turns:
         if want.future.done() and not want.future.cancelled() and want.future.exception() is None:
             self.give_back(line)
 
-    def give_back(self, line: Line) -> None:
-        """A slot is free again."""
+    def give_back(self, line: Line, held: float | None = None) -> None:
+        """A slot is free again, after it was used for so many seconds."""
+        if held is not None:
+            before = self._held.get(line[1], held)
+            self._held[line[1]] = before + LEARNING * (held - before)
         self._using[line] -= 1
         if not self._using[line]:
             del self._using[line]
@@ -246,6 +256,9 @@ class Turns:
                 for _ in range(int(item[3])):
                     self._grant(line)
                 continue
+            if item[0] == b"wait":
+                self._judge((item[1].decode(), item[2].decode()), int(item[3]) / 100)
+                continue
             self._trouble = monotonic()
             if item[3] == b"open":
                 seconds = max(1, math.ceil(int(item[2]) / 1000))
@@ -254,18 +267,44 @@ class Turns:
                         if not want.future.done():
                             want.future.set_exception(_open(seconds))
 
+    def _judge(self, line: Line, rounds: float) -> None:
+        """Refuse the new ones of a line that cannot be done in time, `rounds` being what its last one waits for.
+
+        Nothing is refused on a guess: until a job of the type has ended in this process, everybody waits.
+        """
+        held, waiting, now = self._held.get(line[1]), self._wants.get(line, deque()), monotonic()
+        if held is None:
+            return
+        late = 0
+        for place, want in enumerate(waiting, 1):
+            if want.judged or want.future.done():
+                continue
+            expected = held * (1 + rounds * (place - late) / len(waiting))
+            want.judged = expected <= want.until - now
+            if not want.judged:
+                late += 1
+                text = "No upstream slot is expected to come free before the deadline."
+                want.future.set_exception(_busy(text, min(60, math.ceil(expected - (want.until - now)))))
+
     def _grant(self, line: Line) -> None:
         waiting = self._wants.get(line, deque())
+        enough = monotonic() + self._held.get(line[1], 0.0)
         while waiting:
             want = waiting.popleft()
             if not waiting:
                 del self._wants[line]
+            if not want.future.done() and want.until < enough:  # it would be cut off, and may have to be paid for
+                want.future.set_exception(_busy("The upstream slot came free too late.", 5))
             if not want.future.done():
                 self._using[line] += 1
                 want.future.set_result(None)
                 return
         # Nobody waits for it any more: say so at the next call.
         self._dirty = True
+
+
+def _busy(text: str, seconds: int) -> Refused:
+    return Refused("upstream_busy", text, retry_after=max(1, seconds))
 
 
 def _open(seconds: int) -> UpstreamError:
