@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tests.e2e.exchange import BOUNDARY
-from tests.fleet import Fleet, Replica, fleet
+from tests.fleet import APP, Fleet, Replica, fleet
 
 TENANTS = {
     "acme": {},
@@ -25,11 +26,13 @@ TENANTS = {
 
 
 @contextmanager
-def gateway(folder: Path, *sandbox: str, **environment: str) -> Iterator[tuple[Fleet, Replica]]:
+def gateway(
+    folder: Path, *sandbox: str, program: Sequence[str] = APP, **environment: str
+) -> Iterator[tuple[Fleet, Replica]]:
     """One replica, its upstream answering at once unless said otherwise."""
     text = json.dumps({"version": 1, "tenants": TENANTS}) + "\n"
     speed = sandbox or ("--time-scale", "0", "--picture", "small")
-    with fleet(folder, text, sandbox=speed, **environment) as running:
+    with fleet(folder, text, sandbox=speed, program=program, **environment) as running:
         yield running, running.replicas[0]
 
 
@@ -110,3 +113,9 @@ def memory(replica: Replica, name: str = "VmHWM") -> float:
     """MiB of memory: the most it ever was, or `VmRSS`."""
     text = Path(f"/proc/{replica.process.pid}/status").read_text()
     return int(re.search(rf"{name}:\s+(\d+)", text)[1]) / 1024  # type: ignore[index]
+
+
+def cpu_seconds(replica: Replica) -> float:
+    """CPU time of the process so far."""
+    fields = Path(f"/proc/{replica.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
