@@ -168,7 +168,7 @@ class Buyer:
             try:
                 picture = describe(bought.image)
             except ValueError:
-                raise Fault("malformed", status=200) from None
+                raise Fault("malformed", status=200, upstream_id=bought.upstream_id) from None
             status = "ok"
             return bought, picture
         except Fault as fault:
@@ -192,15 +192,16 @@ class Buyer:
         money = self.money[fault.outcome]
         it.record.charged = CHARGED[money]
         error = public_error(fault, CHARGED[money])
+        told = {"reason": str(fault.outcome)} | ({"upstream_id": fault.upstream_id} if fault.upstream_id else {})
         match money:
             case "refund":
                 # What may go better the next time is nothing to repeat to a caller.
                 again = proven_unbilled or fault.outcome == "misconfigured"
-                await hold.refund(None if again else error, reason=fault.outcome)
+                await hold.refund(None if again else error, **told)
             case "charge":
-                await hold.settle(it.job.price, error, reason=fault.outcome)
+                await hold.settle(it.job.price, error, **told)
             case "ambiguous":
-                await hold.charge_unknown(error, reason=fault.outcome)
+                await hold.charge_unknown(error, **told)
         raise error
 
     async def _settle(self, hold: Hold, job: Job, bought: Completed, result: Result) -> None:

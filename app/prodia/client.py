@@ -17,7 +17,7 @@ import httpx2
 from httpx_aiohttp.httpx2 import AiohttpTransport
 
 from app.prodia.faults import DEFAULT, Fault, Moderation, Outcome
-from app.prodia.wire import Call, Completed, Encoded, decode, encode
+from app.prodia.wire import Call, Completed, Encoded, decode, encode, id_in
 
 KEEPALIVE_SECONDS = 4.0  # shorter than servers keep idle connections: an idle reset would look like a lost job
 STALLED_SECONDS = 30  # a peer that takes no bytes for so long is cut off by the kernel, even after we closed
@@ -93,7 +93,9 @@ class Prodia:
         late = deadline.expired()
         if answer.status is None or (answer.status == 200 and (answer.early or not answer.whole)):
             outcome: Outcome = "lost" if answer.status is None or late else "malformed"
-            raise Fault(outcome if upload.sent else "unsent", status=answer.status, timed_out=late, cause=cause)
+            upstream_id = id_in(answer.content_type, b"".join(answer.chunks), secrets=(self._token,))
+            outcome = outcome if upload.sent else "unsent"
+            raise Fault(outcome, status=answer.status, timed_out=late, cause=cause, upstream_id=upstream_id)
         try:
             return decode(
                 answer.status,

@@ -91,6 +91,7 @@ class Fault(Exception):
             our token. It may quote the caller's input, so it is for that caller alone, never for a log.
         timed_out: our deadline ended the call.
         cause: class name of the transport's failure, for operators; holds no data.
+        upstream_id: the job's id at the upstream, where that much of the answer could be read: bills name jobs by it.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Fault(Exception):
         message: str | None = None,
         timed_out: bool = False,
         cause: str | None = None,
+        upstream_id: str | None = None,
     ) -> None:
         self.detail = _DETAIL[outcome]
         super().__init__(f"{outcome}: {self.detail}")
@@ -113,6 +115,7 @@ class Fault(Exception):
         self.message = message
         self.timed_out = timed_out
         self.cause = cause
+        self.upstream_id = upstream_id
 
 
 def public_error(fault: Fault, charged: Charged) -> UpstreamError:

@@ -158,13 +158,33 @@ def decode(
     Raises:
         Fault: anything else than a whole picture of that type.
     """
-    kind, options = parse_options_header(content_type)  # type: ignore[no-untyped-call]
-    enveloped = kind.startswith("multipart/")
-    if enveloped:
-        parts, whole = _split(options.get("boundary", ""), body)
-    else:
-        parts, whole = [("output" if kind.startswith("image/") else "job", kind, body)], True
-    job = next((_Job(data, enveloped, secrets) for name, _, data in parts if name == "job"), None)
+    parts, whole, enveloped = _parts(content_type, body)
+    job = _job(parts, enveloped, secrets)
+    try:
+        return _judged(status, parts, whole, enveloped, job, output, secrets, retry_after, patterns)
+    except Fault as fault:
+        fault.upstream_id = job.id if job else None
+        raise
+
+
+def id_in(content_type: str, body: bytes, *, secrets: Sequence[str]) -> str | None:
+    """The job's id in an answer that was cut short, where its document had arrived whole."""
+    parts, _, enveloped = _parts(content_type, body)
+    job = _job(parts, enveloped, secrets)
+    return job.id if job else None
+
+
+def _judged(
+    status: int,
+    parts: Sequence[_Part],
+    whole: bool,
+    enveloped: bool,
+    job: _Job | None,
+    output: str,
+    secrets: Sequence[str],
+    retry_after: Sequence[str],
+    patterns: Moderation,
+) -> Completed:
     images = [(part_kind, data) for name, part_kind, data in parts if name == "output"]
 
     if status != 200:
@@ -249,7 +269,7 @@ class _Job:
 
     @property
     def id(self) -> str | None:
-        value = self.document.get("id")
+        value = self.document.get("id") if isinstance(self.document, dict) else None
         if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9._:-]{1,100}", value):
             return None
         return None if any(secret in value for secret in self._secrets if secret) else value
@@ -270,6 +290,7 @@ class _Job:
 
 
 _UPWARDS = Context(prec=28, rounding=ROUND_CEILING, traps=[])
+_Part = tuple[str, str, bytes]  # name, content type, content
 _QUOTED_TEXT = re.compile(r'"(?:error|detail|message)"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)"')
 
 
@@ -306,7 +327,19 @@ def _texts(value: Any, depth: int = 0) -> Iterator[str]:
             yield from _texts(value.get(key), depth + 1)
 
 
-def _split(boundary: str, body: bytes) -> tuple[list[tuple[str, str, bytes]], bool]:
+def _parts(content_type: str, body: bytes) -> tuple[list[_Part], bool, bool]:
+    """The parts of an answer, whether they are whole, and whether they came in an envelope."""
+    kind, options = parse_options_header(content_type)  # type: ignore[no-untyped-call]
+    if kind.startswith("multipart/"):
+        return *_split(options.get("boundary", ""), body), True
+    return [("output" if kind.startswith("image/") else "job", kind, body)], True, False
+
+
+def _job(parts: Sequence[_Part], enveloped: bool, secrets: Sequence[str]) -> _Job | None:
+    return next((_Job(data, enveloped, secrets) for name, _, data in parts if name == "job"), None)
+
+
+def _split(boundary: str, body: bytes) -> tuple[list[_Part], bool]:
     """(name, content type, bytes) of each part, the last perhaps cut short; and whether the envelope was closed."""
     parts: list[tuple[str, str, list[bytes]]] = []
     try:

@@ -19,7 +19,8 @@
 --      or {"already", seq, state, process, delta, state it came from}   an earlier call of that process made it
 --      or {"state", state or ""}                     not allowed from this state; nothing was changed
 local int = function(number) return string.format('%.0f', number) end
-local held = redis.call('HMGET', KEYS[2], 'state', 'fence', 'amount', 'windows', 'places', 'usage', 'group', 'name', 'claim')
+local held = redis.call('HMGET', KEYS[2], 'state', 'fence', 'amount', 'windows', 'places', 'usage', 'group', 'name', 'claim',
+  'dispatched')
 local state, target = held[1], ARGV[2]
 if not state then return {'state', ''} end
 if state == target then
@@ -78,7 +79,7 @@ redis.call('ZREM', KEYS[3], ARGV[1])
 local time = redis.call('TIME')
 local now_ms = int(tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000))
 redis.call('HSET', KEYS[2], 'state', target, 'paid', int(charge), 'ended', now_ms, 'image', more.image or '',
-  'reason', more.reason or '', 'ender', ARGV[10] or '', 'moved', int(charge - was), 'came_from', state)
+  'reason', more.reason or '', 'upstream_id', more.upstream_id or '', 'ender', ARGV[10] or '', 'moved', int(charge - was), 'came_from', state)
 if target == 'AMBIGUOUS' then
   redis.call('ZADD', KEYS[4], now_ms, ARGV[1])
 else
@@ -97,6 +98,11 @@ local row = {'id', ARGV[1], 'at', now_ms, 'state', target, 'from', state, 'by', 
 if ARGV[9] == '1' then
   row[#row + 1] = 'unsent'
   row[#row + 1] = '1'
+end
+-- Without the upstream's id, when it was sent is what a bill can be held against.
+if held[10] and (more.upstream_id or '') == '' then
+  row[#row + 1] = 'dispatched'
+  row[#row + 1] = held[10]
 end
 for name, value in pairs(more) do
   row[#row + 1] = name

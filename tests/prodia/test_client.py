@@ -14,7 +14,7 @@ import pytest
 from app.prodia.client import Prodia
 from app.prodia.faults import Fault
 from app.prodia.wire import Call, Part
-from tests.prodia.answers import COMPLETED, MULTIPART, envelope, failed, job_part
+from tests.prodia.answers import COMPLETED, JOB_ID, MULTIPART, envelope, failed, job_part
 from tests.prodia.upstream import PICTURE, TEXT, TOKEN, Wire, answering, answers, edit, http, outcome, prodia, upstream
 
 pytestmark = pytest.mark.anyio
@@ -248,7 +248,9 @@ async def test_half_an_answer_is_malformed(framing: str, rst: bool) -> None:
             wire.reset()
 
     async with upstream(breaks_off) as server, prodia(server.url) as subject:
-        assert (await outcome(subject)).outcome == "malformed"
+        fault = await outcome(subject)
+    assert fault.outcome == "malformed"
+    assert rst or fault.upstream_id == JOB_ID  # so a bill can tell what became of it
 
 
 @pytest.mark.parametrize(

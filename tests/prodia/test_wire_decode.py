@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.prodia.faults import DEFAULT, Fault, Moderation
-from app.prodia.wire import Completed, decode
+from app.prodia.wire import Completed, decode, id_in
 from tests.prodia.answers import (
     BOUNDARY,
     COMPLETED,
@@ -181,6 +181,17 @@ def test_an_answer_cut_anywhere_is_never_taken_for_a_whole_one(body: bytes) -> N
             assert read(body=body[:length]) == read()
         else:
             assert fault_of(200, body[:length]).outcome == "malformed"
+
+
+def test_a_fault_names_the_job_once_its_document_has_arrived() -> None:
+    """A bill that names the job can then be held against it, in a whole answer and in one that was cut short."""
+    assert fault_of(200, envelope(job_part(job()))).upstream_id == JOB_ID
+    assert fault_of(400, envelope(job_part(failed("no face found")))).upstream_id is not None
+    known = [id_in(MULTIPART, COMPLETED[:length], secrets=()) for length in range(0, len(COMPLETED), 7)]
+    assert known[0] is None
+    assert known[-1] == JOB_ID
+    assert set(known) == {None, JOB_ID}
+    assert id_in(MULTIPART, COMPLETED[:-1], secrets=(JOB_ID[:20],)) is None
 
 
 @pytest.mark.parametrize("output", ["jpeg", "png", "webp"])

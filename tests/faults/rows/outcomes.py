@@ -230,7 +230,7 @@ def the_rows_are_replayed(run: Run, requests: int) -> None:
             replayed: Counter[str] = Counter()
             for line in at.rows:
                 replayed.update(dict.fromkeys(("tenant", "key", "user"), int(line["delta"])))
-                if (identity := line.get("upstream_id")) is not None:
+                if line["state"] == "SETTLED" and (identity := line.get("upstream_id")) is not None:
                     explained += due.pop(identity) == int(line["delta"])
             spent = {name.partition(":win:")[2].partition(":")[0]: window[0] for name, window in at.windows.items()}
             assert spent == dict(replayed)
