@@ -5,8 +5,9 @@ A price is known before a job is sent, so a cap can be exact. Pure; called by th
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import ROUND_CEILING, Decimal, InvalidOperation
 
 MICRO = 1_000_000
 
@@ -24,6 +25,24 @@ def parse_usd(text: str) -> int:
     if not amount.is_finite() or amount <= 0 or amount != amount.to_integral_value():
         raise ValueError("must be above zero and have at most six decimal places")
     return int(amount)
+
+
+def parse_micro(text: str) -> int:
+    """A price on a bill in whole micro-dollars. Raises ValueError."""
+    if not re.fullmatch(r"[0-9]{1,15}", text, re.ASCII):
+        raise ValueError("must be a whole number of micro-dollars, 0 or more")
+    return int(text)
+
+
+def parse_billed(text: str) -> int:
+    """A price on a bill in dollars, such as "0.04" or "0", as micro-dollars; a fraction is rounded up.
+
+    Raises:
+        ValueError: not a plain decimal of 0 or more.
+    """
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,18})?", text, re.ASCII):
+        raise ValueError("must be dollars such as 0.04, 0 or more")
+    return int((Decimal(text) * MICRO).to_integral_value(ROUND_CEILING))
 
 
 def usd(micro: int) -> str:
