@@ -11,40 +11,36 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
-import uvloop
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr
 
-from app.commands import pictures
+from app.commands import ledger, pictures
+from app.commands.access import checked, fail, loop, read_settings, tenants_of, why, with_store
 from app.domain.catalog import CatalogError
 from app.domain.tenant import KeyPolicy, parse_duration, parse_limits
-from app.domain.tenants_file import TenantsFileError, load
+from app.domain.tenants_file import TenantsFileError
 from app.domain.usage import parse_query
 from app.domain.windows import local_date
-from app.errors import InvalidRequest, LedgerUnavailable
+from app.errors import InvalidRequest
 from app.health import VolatileLedger
 from app.main import load_catalog, offered
-from app.quota import epoch
 from app.quota.epoch import NoLedger
 from app.quota.usage import read as read_usage
 from app.sandbox import FaultError, SandboxConfig, load_scenario, serve_sandbox, switched
-from app.serve import DEMO, pepper_of, run
+from app.serve import pepper_of, run
 from app.settings import LedgerSettings, Settings, address
-from app.store.embedded import Embedded
-from app.store.redis import Store
 from app.telemetry import logs
 from app.tenants import Keyring
 
 _HELP = "A gateway in front of Prodia for FLUX.1 Kontext: safety ceilings, budgets, a result cache and cost metrics."
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=_HELP)
 keys_cli = typer.Typer(no_args_is_help=True, help="Create, list, rotate and revoke API keys.")
-ledger_cli = typer.Typer(no_args_is_help=True, help="Make a ledger, or accept one that was lost or rolled back.")
 cli.add_typer(keys_cli, name="keys")
-cli.add_typer(ledger_cli, name="ledger")
+cli.add_typer(ledger.cli, name="ledger")
 cli.command()(pictures.generate)
 cli.command()(pictures.edit)
 T = TypeVar("T")
@@ -63,16 +59,16 @@ def serve(
     ] = False,
 ) -> None:
     """Run the gateway."""
-    settings = _settings(lambda: Settings(sandbox=sandbox))
+    settings = read_settings(lambda: Settings(sandbox=sandbox))
     log = logs.configure(level=settings.gateway_log_level)
     if not sandbox and settings.cache_redis_url is None:
         log.warning("cache_shares_ledger", detail="CACHE_REDIS_URL is not set: results are kept in the ledger's Redis")
     try:
-        _loop(run(settings, log, lambda text: print(text, file=sys.stderr, flush=True)))
+        loop(run(settings, log, lambda text: print(text, file=sys.stderr, flush=True)))
     except NoLedger:
-        _fail("REDIS_URL holds no ledger. For a new one run: kontext-gateway ledger init")
+        fail("REDIS_URL holds no ledger. For a new one run: kontext-gateway ledger init")
     except (VolatileLedger, TenantsFileError, CatalogError, FaultError, OSError, RuntimeError) as error:
-        _fail(_why(error))
+        fail(why(error))
 
 
 @cli.command()
@@ -100,37 +96,37 @@ def sandbox(
                  "picture_bytes": picture_bytes}  # fmt: skip
         options = {name: value for name, value in given.items() if value is not None}
         config = switched(config, options | dict(_switch(text) for text in settings or ()))
-        _loop(
+        loop(
             serve_sandbox(config, host=host, port=port, ready=lambda url: print(f"sandbox ready at {url}", flush=True))
         )
     except (FaultError, ValueError, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @cli.command()
 def check(sandbox: Annotated[bool, typer.Option("--sandbox", help="Check for serve --sandbox.")] = False) -> None:
     """Check settings, catalogue and tenants file; every mistake with its place, exit code 1."""
-    settings = _settings(lambda: Settings(sandbox=sandbox))
+    settings = read_settings(lambda: Settings(sandbox=sandbox))
     try:
         catalog = load_catalog(settings)
-        found = _tenants(settings)
+        found = tenants_of(settings)
     except (TenantsFileError, CatalogError, OSError) as error:
-        _fail(_why(error))
+        fail(why(error))
     print(f"ok: {len(catalog.enabled)} job types, {len(found)} tenants")
 
 
 @cli.command()
 def health() -> None:
     """Container probe: exit code 0 when the gateway on this machine is ready."""
-    host, port = address(_settings(LedgerSettings).gateway_ops_listen)
+    host, port = address(read_settings(LedgerSettings).gateway_ops_listen)
     target = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104
     try:
         with urllib.request.urlopen(f"http://{target}:{port}/readyz", timeout=2) as answer:
             print(json.loads(answer.read())["status"])
     except urllib.error.HTTPError as error:
-        _fail(f"not ready: {json.loads(error.read()).get('reason')}")
+        fail(f"not ready: {json.loads(error.read()).get('reason')}")
     except (OSError, ValueError):
-        _fail("no answer")
+        fail("no answer")
 
 
 @keys_cli.command("create")
@@ -151,18 +147,18 @@ def keys_create(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Create a key and print it once; only a keyed hash of it is stored."""
-    settings = _settings(LedgerSettings)
-    if tenant not in _checked(lambda: _tenants(settings)):
-        _fail(f"--tenant: there is no tenant {tenant[:64]!r} in the tenants file")
+    settings = read_settings(LedgerSettings)
+    if tenant not in checked(lambda: tenants_of(settings)):
+        fail(f"--tenant: there is no tenant {tenant[:64]!r} in the tenants file")
     if not (1 <= len(name) <= 64 and name.isprintable()):
-        _fail("--name: must have 1 to 64 printable characters")
+        fail("--name: must have 1 to 64 printable characters")
     known = {variant for names in offered(load_catalog(settings)).values() for variant in names}
     wanted, does = _words("--variants", variants, known), _words("--operations", operations, {"generate", "edit"})
     try:
         lifetime = parse_duration(expires) if expires else 0
         limits = parse_limits(requests=rate, images=images or (), concurrency=concurrency, budgets=budget or ())
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
     policy = KeyPolicy(limits, wanted, does)
     until = int(time.time()) + lifetime if lifetime else 0
     key_id, token = _with_keyring(settings, lambda ring: ring.create(tenant, name, expires=until, policy=policy))
@@ -178,8 +174,8 @@ def keys_list(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List keys, without their secrets."""
-    settings = _settings(LedgerSettings)
-    names = [tenant] if tenant else sorted(_checked(lambda: _tenants(settings)))
+    settings = read_settings(LedgerSettings)
+    names = [tenant] if tenant else sorted(checked(lambda: tenants_of(settings)))
 
     async def everything(ring: Keyring) -> list[Any]:
         return [record for name in names for record in await ring.list(name)]
@@ -201,8 +197,8 @@ def keys_rotate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Give a key a new token; the old one works for the overlap. Limits and spend stay with the key."""
-    settings = _settings(LedgerSettings)
-    seconds = _checked(lambda: 0 if overlap in ("0", "0s") else parse_duration(overlap))
+    settings = read_settings(LedgerSettings)
+    seconds = checked(lambda: 0 if overlap in ("0", "0s") else parse_duration(overlap))
     token = _with_keyring(settings, lambda ring: ring.rotate(tenant, key_id, overlap=seconds))
     if as_json:
         print(json.dumps({"tenant": tenant, "key_id": key_id, "token": token}))
@@ -215,30 +211,8 @@ def keys_revoke(
     key_id: Annotated[str, typer.Argument(help="Key id, as `keys list` shows it.")], tenant: Tenant
 ) -> None:
     """End a key, from the next request on."""
-    _with_keyring(_settings(LedgerSettings), lambda ring: ring.revoke(tenant, key_id))
+    _with_keyring(read_settings(LedgerSettings), lambda ring: ring.revoke(tenant, key_id))
     print(f"{key_id} is revoked")
-
-
-@ledger_cli.command("init")
-def ledger_init(
-    if_missing: Annotated[bool, typer.Option("--if-missing", help="Exit with 0 where there is a ledger.")] = False,
-) -> None:
-    """Make a new ledger in an empty Redis; one that is there is never changed."""
-    try:
-        print(f"new ledger {_with_store(_settings(LedgerSettings), epoch.initialise)}")
-    except FileExistsError:
-        if not if_missing:
-            _fail("there is a ledger already; nothing was changed")
-        print("there is a ledger already; nothing was changed")
-
-
-@ledger_cli.command("release")
-def ledger_release() -> None:
-    """Accept the ledger as it is now, after it was lost or rolled back, so that admissions go on."""
-    try:
-        print(f"released as {_with_store(_settings(LedgerSettings), epoch.release)}")
-    except NoLedger:
-        _fail("there is no ledger; run: kontext-gateway ledger init")
 
 
 @cli.command()
@@ -253,69 +227,30 @@ def usage(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
     """Spend of a tenant from the ledger, as `GET /v1/usage` gives it."""
-    settings = _settings(LedgerSettings)
-    known = _checked(lambda: _tenants(settings)).get(tenant)
+    settings = read_settings(LedgerSettings)
+    known = checked(lambda: tenants_of(settings)).get(tenant)
     zone = known.timezone if known else "UTC"  # of a tenant that left the file the ledger still knows
     given = {"from": first, "to": until, "per": per, "group_by": group_by}
     try:
         query = parse_query([(n, v) for n, v in given.items() if v is not None], today=local_date(zone, time.time()))
-        report = _with_store(settings, lambda store: read_usage(store, tenant, zone, query))
+        report = with_store(settings, lambda store: read_usage(store, tenant, zone, query))
     except InvalidRequest as error:
-        _fail(f"--{(error.field or '').replace('_', '-')}: {error.detail.replace('`', '')}")
+        fail(f"--{(error.field or '').replace('_', '-')}: {error.detail.replace('`', '')}")
     if not known and not report.rows:
-        _fail(f"--tenant: there is no tenant {tenant[:64]!r} in the tenants file, and no usage of it")
+        fail(f"--tenant: there is no tenant {tenant[:64]!r} in the tenants file, and no usage of it")
     print(report.csv() if as_csv else json.dumps(report.document(), indent=1), end="" if as_csv else "\n")
-
-
-def _settings(read: Callable[[], T]) -> T:
-    try:
-        return read()
-    except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, e['loc'])).upper()}{': ' if e['loc'] else ''}{e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors()
-        ]
-        _fail("\n".join(f"settings: {line}" for line in lines))
-
-
-def _tenants(settings: Settings) -> Any:
-    path = settings.gateway_tenants_file
-    own = {"demo": DEMO} if settings.redis_url is None else {}  # the sandbox has a tenant of its own
-    if path is None:
-        return own
-    text = path.read_bytes().decode("utf-8", "replace").replace("\ufffd", "\x00")
-    return {**own, **load(text, file=str(path), variants=offered(load_catalog(settings))).tenants}
-
-
-def _with_store(settings: Settings, work: Callable[[Store], Awaitable[T]]) -> T:
-    """Run something on the ledger: REDIS_URL, or the sandbox's embedded server where that is running."""
-    url = settings.redis_url.get_secret_value() if settings.redis_url else Embedded(settings.gateway_data_dir).running()
-    if url is None:
-        _fail("REDIS_URL is not set, and no sandbox is running on GATEWAY_DATA_DIR")
-
-    async def go() -> T:
-        store = Store(url, timeout=2, connect_timeout=2, observe=lambda *_: None)
-        try:
-            return await work(store)
-        finally:
-            await store.aclose()
-
-    try:
-        return _loop(go())
-    except LedgerUnavailable:
-        _fail("the ledger's Redis does not answer")
 
 
 def _with_keyring(settings: Settings, work: Callable[[Keyring], Awaitable[T]]) -> T:
     if settings.gateway_key_pepper is None:
         if settings.redis_url is not None:
-            _fail("GATEWAY_KEY_PEPPER: required to work on keys")
+            fail("GATEWAY_KEY_PEPPER: required to work on keys")
         settings.gateway_key_pepper = SecretStr(pepper_of(settings.gateway_data_dir))
     pepper = settings.gateway_key_pepper.get_secret_value().encode()
     try:
-        return _with_store(settings, lambda store: work(Keyring(store, pepper)))
+        return with_store(settings, lambda store: work(Keyring(store, pepper)))
     except KeyError as error:
-        _fail(f"there is no such key: {error.args[0][:64]}")
+        fail(f"there is no such key: {error.args[0][:64]}")
 
 
 def _words(option: str, text: str | None, known: set[str]) -> tuple[str, ...] | None:
@@ -323,7 +258,7 @@ def _words(option: str, text: str | None, known: set[str]) -> tuple[str, ...] | 
         return None
     words = tuple(word.strip() for word in text.split(","))
     if unknown := [word for word in words if word not in known]:
-        _fail(f"{option}: {unknown[0][:64]!r} is not one of {', '.join(sorted(known))}")
+        fail(f"{option}: {unknown[0][:64]!r} is not one of {', '.join(sorted(known))}")
     return words
 
 
@@ -334,29 +269,6 @@ def _switch(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
-
-
-def _checked(work: Callable[[], T]) -> T:
-    try:
-        return work()
-    except (TenantsFileError, CatalogError, OSError, ValueError) as error:
-        _fail(_why(error))
-
-
-def _loop(work: Coroutine[Any, Any, T]) -> T:
-    return uvloop.run(work)
-
-
-def _why(error: Exception) -> str:
-    """An error in plain words, with its file where it has one."""
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
-
-
-def _fail(text: str) -> NoReturn:
-    print(text, file=sys.stderr)
-    raise typer.Exit(1)
 
 
 if __name__ == "__main__":

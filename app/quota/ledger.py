@@ -190,32 +190,7 @@ class Ledger:
     async def finish(self, call: Finish) -> str:
         """Write the end of a reservation, now or, when Redis is away, later; the state word the script answered."""
         try:
-            reply = await self.store.run(
-                FINISH,
-                [
-                    keys.ledger(call.tenant),
-                    keys.reservation(call.tenant, call.reservation),
-                    keys.outstanding(call.tenant),
-                    keys.ambiguous(call.tenant),
-                    keys.rows(call.tenant),
-                    call.usage,
-                    *call.taken,
-                    *filter(None, (call.name,)),
-                ],
-                [
-                    call.reservation,
-                    call.end,
-                    call.paid,
-                    call.fence,
-                    call.sources,
-                    call.by,
-                    orjson.dumps(dict(call.row)),
-                    keys.TOMBSTONE_MS,
-                    int(call.unsent),
-                    self.owner,
-                    *((call.answer, keys.IDEMPOTENCY_MS) if call.name else ()),
-                ],
-            )
+            reply = await write(self.store, call, self.owner)
         except LedgerUnavailable:
             self.unwritten[call.reservation] = call
             return "unwritten"
@@ -264,3 +239,20 @@ class Ledger:
 def window_key(tenant: str, cap: Cap, spans: Mapping[Per, tuple[int, int]]) -> str:
     """The counter of a cap in the open window."""
     return keys.window(tenant, cap.level, cap.subject, cap.kind, cap.per, spans[cap.per][0])
+
+
+async def write(store: Store, call: Finish, asker: str) -> list[bytes]:
+    """Ask the finish script; its whole reply. Raises LedgerUnavailable: whether it was written is unknown."""
+    reply: list[bytes] = await store.run(
+        FINISH,
+        [
+            keys.ledger(call.tenant), keys.reservation(call.tenant, call.reservation), keys.outstanding(call.tenant),
+            keys.ambiguous(call.tenant), keys.rows(call.tenant), call.usage, *call.taken,
+            *filter(None, (call.name,)),
+        ],
+        [
+            call.reservation, call.end, call.paid, call.fence, call.sources, call.by, orjson.dumps(dict(call.row)),
+            keys.TOMBSTONE_MS, int(call.unsent), asker, *((call.answer, keys.IDEMPOTENCY_MS) if call.name else ()),
+        ],
+    )  # fmt: skip
+    return reply

@@ -16,8 +16,8 @@ import typer.main
 import yaml
 
 from app.cli import cli
+from app.domain import bill, guidance, reconciliation, tenants_file, usage
 from app.domain import catalog as catalogue
-from app.domain import guidance, tenants_file, usage
 from app.errors import CODES
 from app.main import SURFACES, offered
 from app.prodia.faults import MONEY, RETRY
@@ -120,7 +120,7 @@ def test_every_command_line_in_readme_can_be_typed() -> None:
             rest = words[len(path.split()) :]
             given = {word for word in rest if re.match("--?[a-z]", word)}
             assert given <= options, line
-            flags = {"--sandbox", "--json", "--csv", "--bill-failures", "--no-bill-failures", "--if-missing"}
+            flags = {"--sandbox", "--json", "--csv", "--bill-failures", "--no-bill-failures", "--if-missing", "--apply"}
             values = len([word for word in rest if word not in given]) - len(given - flags)
             assert values == arguments - ("--prompts" in given), line
             seen += 1
@@ -202,6 +202,12 @@ def test_every_parameter_and_figure_of_a_report_is_documented() -> None:
     assert str(usage.MAX_DAYS) in rows["to"][1]
     assert [named(row[0])[0] for row in table("Figure")] == ["images", "delivered", *usage.MONEY]
     assert f"{usage.MAX_ROWS:,} rows" in README
+
+
+def test_every_column_of_a_bill_and_every_verdict_is_documented() -> None:
+    """The tables are what the parser takes and what the matcher tells."""
+    assert [named(row[0])[0] for row in table("Column of a bill")] == list(bill.COLUMNS)
+    assert [named(row[0])[0] for row in table("Verdict")] == list(reconciliation.TOLD)
 
 
 def test_the_outcome_table_is_the_policy_in_force() -> None:

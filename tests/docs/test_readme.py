@@ -243,6 +243,19 @@ def test_the_commands_on_a_ledger_run_on_a_sandbox_that_runs(gateway: Running) -
     assert key_id
 
 
+def test_lost_charges_are_ended_by_the_bill_as_shown(gateway: Running) -> None:
+    """One of two lost jobs is billed: it is settled, the other refunded, and a second run has nothing left to do."""
+    more = {"PYTHONPATH": str(ROOT), "GATEWAY_DATA_DIR": str(gateway.folder / "data")}
+    environment = gateway.environment | more
+    examples = console("Reconcile with the bill")
+    for example in examples:
+        text = example.text.replace(".kontext-gateway", "data").replace("kontext-gateway", f"{sys.executable} -m app")
+        printed_as_shown(Command(text, example.shown), gateway.folder, environment)
+    again = Command(text, ["0 charges ended"])
+    printed_as_shown(again, gateway.folder, environment)
+    assert len(examples) == 7
+
+
 @contextmanager
 def stand_in(command: str, folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """The stand-in as README starts it, on a free port: its URL and the environment of the examples."""
