@@ -18,7 +18,7 @@ from app.store.redis import Store
 PAGE = 1_000
 WHO = "reconcile"
 _FIELDS = ("state", "job", "key", "type", "variant", "dispatched", "amount", "reason", "upstream_id")
-_HELD = ("state", "fence", "amount", "windows", "places", "usage", "reason")
+_HELD = ("state", "fence", "amount", "windows", "places", "usage", "name", "reason")
 _FACTS = ("job", "tenant", "key", "user", "tags", "operation", "variant", "type", "price", "seed")
 # A reason that says how the gateway came to give a job up; for its caller no answer came.
 _UNANSWERED = ("left", "reaped")

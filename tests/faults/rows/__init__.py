@@ -13,6 +13,7 @@ from tests.faults.rows import (
     money,
     names,
     outcomes,
+    reconciling,
     scripts,
     upstream,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "money",
     "names",
     "outcomes",
+    "reconciling",
     "scripts",
     "upstream",
 ]
