@@ -31,6 +31,7 @@ from app.telemetry.logs import request_line
 from app.telemetry.metrics import Metrics
 from app.telemetry.outcome import Outcome
 from tests.bench.__main__ import parser
+from tests.faults.rows import ROWS
 
 from .page import README, ROOT, anchors, blocks, console, dialogue, named, table
 
@@ -75,6 +76,13 @@ def test_every_metric_is_documented_with_type_and_labels() -> None:
         real[name] = (collector._type, list(collector._labelnames))
     shown = {named(name)[0]: (kind, named(labels)) for name, kind, labels, _ in table("Metric")}
     assert shown == real
+
+
+def test_every_row_of_the_catalogue_of_faults_is_told_with_its_figure() -> None:
+    """The page on reliability is the rows that are run, in their words."""
+    page = (ROOT / "deploy" / "RELIABILITY.md").read_text("utf-8")
+    told = dict(re.findall(r"^\| ([A-Z]-\d\d) \| (.+) \|$", page, flags=re.M))
+    assert told == {name: row.asked for name, row in ROWS.items()}
 
 
 def test_metrics_named_in_the_text_exist() -> None:
