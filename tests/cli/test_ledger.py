@@ -155,6 +155,26 @@ def test_a_line_that_nothing_explains_is_exit_code_one(runner: CliRunner, desk: 
     assert (done.exit_code, found["complete"]) == (1, False)
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_job_charged_without_an_id_or_under_way_may_be_the_one_on_the_bill(
+    runner: CliRunner, desk: Desk, tmp_path: Path, ends: bool
+) -> None:
+    """One line for that job and a lost one cannot be told; with a second line both are explained."""
+    assert desk.reserve("res_2", "own_1", LIMITS, (desk.now - 10, desk.now + 1_000), amount=PRICE)[0] == "ok"
+    desk.client.hset(keys.reservation(TENANT, "res_2"), "type", PRO)
+    desk.dispatch("res_2", "own_1", 0)
+    sent = lose(desk, "res_1")
+    if ends:
+        more = json.dumps({"type": PRO, "reason": "error"})
+        desk.run(
+            "finish", desk.finish_keys("res_2"), ["res_2", "SETTLED", PRICE, "", "DISPATCHING", "owner", more, 60_000]
+        )
+    _, found = reconcile(runner, bill(tmp_path, ("line-1", sent, PRICE)), *AT_ONCE, "--by-count")
+    assert [one["told"] for one in found["entries"]] == ["cannot be told"]
+    done, found = reconcile(runner, bill(tmp_path, ("line-1", sent, PRICE), ("line-2", sent, PRICE)), *AT_ONCE)
+    assert (done.exit_code, [one["told"] for one in found["entries"]]) == (0, ["billed"])
+
+
 def test_another_tenants_charges_are_neither_shown_nor_ended(runner: CliRunner, desk: Desk, tmp_path: Path) -> None:
     """They still explain their lines."""
     path = bill(tmp_path, ("line-1", lose(desk, "res_1"), PRICE))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from app.domain.bill import COLUMNS, Line, parse, parse_columns, parse_time
@@ -33,7 +35,16 @@ def test_columns_can_be_renamed_and_dollars_taken_for_micro_dollars() -> None:
     "text",
     ["2026-11-24T12:00:00.125Z", "2026-11-24T13:00:00.125+01:00", "2026-11-24 12:00:00.125", "1795521600.125"],
 )
-def test_a_time_is_read_to_the_millisecond(text: str) -> None:
+def test_a_time_is_read_to_the_millisecond_wherever_the_command_runs(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    monkeypatch.undo()
+    try:
+        assert parse_time(text) == AT
+    finally:
+        time.tzset()
     assert parse_time(text) == AT
 
 
