@@ -48,7 +48,7 @@ CODES: dict[str, Kind] = {
     "budget_exhausted": Kind(402, "The budget is spent"),
     "content_moderated": Kind(422, "The content was refused by moderation"),
     "idempotency_mismatch": Kind(422, "This name belongs to another request"),
-    "idempotency_in_flight": Kind(409, "The first call under this name is still running"),
+    "idempotency_in_flight": Kind(409, "The first call under this name is still running", True),
     "idempotency_gone": Kind(410, "The picture of this name is not stored any more"),
     "not_cached": Kind(504, "No cached result"),
     "price_unknown": Kind(409, "This job type has no price"),

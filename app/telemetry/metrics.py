@@ -82,7 +82,7 @@ class Metrics:
             "upstream_breaker_state", "1 for the state that a job type's breaker is in.", "job_type", "state"
         )
         self.cache = counter(
-            "cache_requests_total", "Cache look-ups: hit, miss, coalesced or bypass.", "tenant", "result"
+            "cache_requests_total", "Cache look-ups: hit, miss, coalesced or bypass; and replays.", "tenant", "result"
         )
         self.budget_limit = gauge("budget_limit_dollars", "Budget of a tenant's open window.", "tenant", "window")
         self.budget_spent = gauge("budget_spent_dollars", "Spent in a tenant's open window.", "tenant", "window")

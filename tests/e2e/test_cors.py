@@ -161,7 +161,7 @@ def test_a_call_is_held_to_the_tenants_own_origins(target: Target) -> None:
     assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, target.own)
     assert names(answer, "access-control-expose-headers") >= {
         "gateway-seed", "gateway-image-id", "gateway-cost-usd", "gateway-safety", "gateway-source", "gateway-job-id",
-        "gateway-variant", "x-request-id",
+        "gateway-variant", "x-request-id", "idempotency-replayed",
     }  # fmt: skip
     assert "origin" in names(answer, "vary")
     assert "access-control-allow-credentials" not in answer.headers

@@ -14,7 +14,7 @@ LIMITS = [
     Limit("tenant", "usd", 100, 10),
     Limit("key", "usd", 100, 10),
     Limit("user", "usd", 100, 10),
-    Limit("user", "img", 5, 1),
+    Limit("user", "img", 6, 1),
 ]
 PLACES = (("all", 3), ("ada", 2))
 
@@ -56,7 +56,7 @@ CALLS: dict[str, tuple[Call, Callable[[Desk], list[str]]]] = {
         lambda desk: desk.finish_keys("sent"),
     ),
     "refund": (lambda desk: desk.finish("held", "REFUNDED", "RESERVED"), lambda desk: desk.finish_keys("held")),
-    "claim": (lambda desk: desk.claim("c2", "a"), lambda desk: [NAME]),
+    "claim": (lambda desk: desk.claim("c1", "a"), lambda desk: [NAME]),
     "close": (lambda desk: desk.close("c1"), lambda desk: [NAME]),
     "dispatch named": (
         lambda desk: desk.dispatch("named", "a", 0),
