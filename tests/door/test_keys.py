@@ -85,6 +85,7 @@ FORBIDDEN = {"edit only": "/v1/generate", "generate only": "/v1/edit"}
 BODIES = {  # own id, other tenant's id, nobody's id: what an edit starts from
     "/v1/generate": lambda image: {"prompt": "a lighthouse"},
     "/v1/edit": lambda image: {"prompt": "more sky", "image": {"image_id": image}},
+    "/v1/quote": lambda image: {"operation": "edit", "prompt": "more sky", "image": {"image_id": image}},
 }
 
 
@@ -100,14 +101,15 @@ def test_every_route_and_method_for_every_caller_and_every_object(
             key = None if identity is None else target.keys[identity]
             owner = "other" if identity == "other" else "acme"
             for whose, image in ids.items():
-                if whose != "acme" and "{" not in one.path and one.path != "/v1/edit":
+                named = "{" in one.path or one.path in ("/v1/edit", "/v1/quote")
+                if whose != "acme" and not named:
                     continue
                 path = re.sub(r"\{[^}]*\}", image, one.path)
                 body = json.dumps(BODIES[one.path](image)).encode() if one.path in BODIES else b""
                 wanted = usual
                 if one.role == "open":
                     wanted = 200
-                elif usual == 200 and ("{" in one.path or one.path == "/v1/edit") and whose != owner:
+                elif usual == 200 and named and whose != owner:
                     wanted = 404
                 if FORBIDDEN.get(identity) == one.path:
                     wanted = 403
