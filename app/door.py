@@ -148,6 +148,7 @@ class Door(HttpToolsProtocol):
     def _last(self) -> None:
         """The request under way is the last of this connection."""
         self._lasting = self.cycle.keep_alive = False
+        self.cycle.transport = self._early  # type: ignore[assignment]
         self.flow.pause_reading()
 
     def _refuse(self, code: str, status: int | None = None) -> None:

@@ -78,6 +78,13 @@ def test_a_second_request_before_the_first_answer_is_not_looked_at(target: Targe
     assert end.statuses == [200]
 
 
+def test_what_comes_too_early_does_not_cost_the_answer(target: Target) -> None:
+    _, replica, key = target
+    for _ in range(10):
+        end = said(replica.url, head("GET", "/v1/me", key) * 2, *[b"x" * 100_000] * 3)
+        assert end.statuses == [200]
+
+
 def test_a_tail_after_the_body_is_not_a_request(target: Target) -> None:
     _, replica, key = target
     end = said(replica.url, post(key, "Content-Length: 5") + head("GET", "/v1/me", key))
