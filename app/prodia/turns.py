@@ -33,6 +33,7 @@ AWAY = 0.1  # seconds between calls while Redis is away
 SOON = 0.05  # seconds that a job which may be sent at once waits for its slot before it says that it has to wait
 THRESHOLD = 10  # failures in a row, over the whole fleet, that open the breaker of a type
 MOST_WAITING = 2_000  # jobs of one process
+SPARE = 1.25  # a job may take so many times what jobs took lately: one that is cut off may have to be paid for
 LEARNING = 0.2  # weight of the newest job in the time that a slot is held
 OPEN_MS, OPEN_MAX_MS = 5_000, 60_000
 
@@ -279,7 +280,7 @@ class Turns:
         for place, want in enumerate(waiting, 1):
             if want.judged or want.future.done():
                 continue
-            expected = held * (1 + rounds * (place - late) / len(waiting))
+            expected = held * (SPARE + rounds * (place - late) / len(waiting))
             want.judged = expected <= want.until - now
             if not want.judged:
                 late += 1
@@ -288,12 +289,12 @@ class Turns:
 
     def _grant(self, line: Line) -> None:
         waiting = self._wants.get(line, deque())
-        enough = monotonic() + self._held.get(line[1], 0.0)
+        enough = monotonic() + self._held.get(line[1], 0.0) * SPARE
         while waiting:
             want = waiting.popleft()
             if not waiting:
                 del self._wants[line]
-            if not want.future.done() and want.until < enough:  # it would be cut off, and may have to be paid for
+            if not want.future.done() and want.until < enough:
                 want.future.set_exception(_busy("The upstream slot came free too late.", 5))
             if not want.future.done():
                 self._using[line] += 1

@@ -152,7 +152,7 @@ def test_names_that_callers_choose_never_become_keys(target: Target) -> None:
     name, part = r"[a-z0-9][a-z0-9_-]*", r"[A-Za-z0-9_-]+"
     grammar = re.compile(
         rf"kg:\{{ledger\}}(:tenants)?|kg:\{{up\}}:(leases|held|wanted|gates)|kg:token:[0-9a-f]{{64}}"
-        rf"|kg:\{{(t|pool):{name}\}}:(ledger|keys|open|ambiguous|rows|(key|res|flight|result):{part}"
+        rf"|kg:\{{(t|pool):{name}\}}:(ledger|keys|open|ambiguous|rows|days|(key|res|flight|result|idem|jobs|use):{part}"
         rf"|(rate|conc):(tenant|key|user):{part}|win:(tenant|key|user):{part}:(usd|img):{part}:\d+)"
     )
     client = running.redis
