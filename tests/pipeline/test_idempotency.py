@@ -383,14 +383,32 @@ def test_after_a_crash_behind_the_dispatch_nothing_is_sent_again(narrow: Fleet) 
     assert [row["state"] for row in rows(narrow, "named")][-1] == "AMBIGUOUS"
 
 
+def test_after_a_crash_before_any_money_was_held_the_name_buys(narrow: Fleet) -> None:
+    _, token = new_key(narrow, "named")
+    first = generate(narrow.urls[0], token, named("n", **JSON))
+    with narrow.redis as client:
+        name = record(narrow, first)
+        client.hdel(name, "end", "reply")
+        client.hset(name, mapping={"state": "claimed", "owner": "inc_of_the_dead", "until": 10**14})
+    again = generate(narrow.urls[1], token, named("n", **JSON))
+    assert (again.status, replayed(again), again.json["id"] != first.json["id"]) == (200, False, True)
+    assert again.json["seed"] == first.json["seed"]  # the one that was assigned to the name
+
+
+def record(running: Fleet, answer: Answer) -> bytes:
+    """Where the name of an answer is kept."""
+    with running.redis as client:
+        names = client.scan_iter("kg:{t:named}:idem:*", count=1000)
+        (found,) = [name for name in names if answer.json["id"].encode() in (client.hget(name, "reply") or b"")]
+    return bytes(found)
+
+
 def test_a_picture_that_a_crash_left_behind_is_given(narrow: Fleet) -> None:
-    """Stored and not settled: the process is frozen in between, and what it had stored is put back under its name."""
     _, token = new_key(narrow, "named")
     made = generate(narrow.urls[0], token, named("n", **JSON))
     with narrow.redis as client:
-        (name,) = [n for n in client.scan_iter("kg:{t:named}:idem:*", count=1000)
-                   if made.json["id"].encode() in (client.hget(n, "reply") or b"")]  # fmt: skip
-        client.hdel(name, "reply")
+        name = record(narrow, made)
+        client.hdel(name, "reply")  # stored and not settled, as the reaper leaves it
         client.hset(name, "end", "AMBIGUOUS")
     before = sent(narrow)
     found, again = (generate(url, token, named("n", **JSON)) for url in narrow.urls)
