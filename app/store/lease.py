@@ -25,7 +25,7 @@ class Incarnation:
 
     async def beat(self) -> None:
         """Renew the lease for `keys.LEASE_MS`. Raises LedgerUnavailable."""
-        await self._store.run(_BEAT, [keys.LEASES], [self.id, keys.LEASE_MS])
+        await self._store.run(_BEAT, [keys.LEASES], [self.id, keys.LEASE_MS], first=True)
 
     async def leave(self) -> None:
         """Give the lease up at the end of an orderly shutdown. Raises LedgerUnavailable."""

@@ -73,18 +73,20 @@ class Store:
         """Connect now rather than at the first call. Raises LedgerUnavailable; attempts go on in the background."""
         await self.command("PING")
 
-    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Any], *, first: bool = False) -> Any:
         """Run a script by its hash.
+
+        Args:
+            first: before all that waits for room on the line, for what must not be late because others are many.
 
         Raises:
             LedgerUnavailable: no answer in time, or an answer that is an error; the effect is unknown.
         """
         call = ("EVALSHA", script.sha, len(keys), *keys, *args)
-        reply = await self._ask(script.name, call)
+        reply = await self._ask(script.name, call, first=first)
         if isinstance(reply, Exception) and str(reply).startswith("NOSCRIPT"):
-            load, again = self._submit(("SCRIPT", "LOAD", script.text)), self._ask(script.name, call)
-            reply = await again
-            load.cancel()
+            await self._ask("script", ("SCRIPT", "LOAD", script.text), first=True)
+            reply = await self._ask(script.name, call, first=True)
         if isinstance(reply, Exception):
             raise LedgerUnavailable
         return reply
@@ -114,24 +116,24 @@ class Store:
             line, self._line = self._line, None
             line.close()
 
-    async def _ask(self, name: str, command: tuple[Any, ...]) -> Any:
+    async def _ask(self, name: str, command: tuple[Any, ...], *, first: bool = False) -> Any:
         """One reply, an error reply as a value. Raises LedgerUnavailable when there is none."""
         began = monotonic()
         try:
-            reply = await self._submit(command)
+            reply = await self._submit(command, first=first)
         except (RedisError, OSError, TimeoutError) as error:
             self._observe(name, monotonic() - began, type(error).__name__)
             raise LedgerUnavailable from None
         self._observe(name, monotonic() - began, _kind(reply) if isinstance(reply, Exception) else None)
         return reply
 
-    def _submit(self, command: tuple[Any, ...]) -> asyncio.Future[Any]:
+    def _submit(self, command: tuple[Any, ...], *, first: bool = False) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         if self._down:
             future.set_exception(ConnectionError())
             return future
-        self._queue.append((command, future))
+        self._queue.insert(0 if first else len(self._queue), (command, future))
         if self._line is None:
             self._redial()
         elif len(self._queue) == 1:
