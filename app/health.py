@@ -131,6 +131,7 @@ class Health:
                 await self._incarnation.beat()
                 await self._epoch.watch()
                 await self._gateway.ledger.write_unwritten()
+                await self._gateway.flights.say_unsaid()
                 await self._gateway.names.free()
                 if turn % REAP_EVERY == 0:
                     await reap(self._gateway.ledger, self._incarnation)

@@ -87,7 +87,7 @@ class Buyer:
             # What is asked of Redis in one turn of the loop travels together: the flight, the money, the place in line.
             leading = self.flights.join(flight, fresh=it.fresh)
             if flight.pooled:
-                await leading
+                await asyncio.shield(leading)
             if at_once := self.turns.slack and not flight.pooled:
                 turn.ask()
             for _ in range(2):
@@ -95,10 +95,10 @@ class Buyer:
                     async with Hold(
                         self.ledger, job, it.id, flight.beside_money, at_once=at_once, claim=it.claim
                     ) as hold:
-                        await leading
+                        await asyncio.shield(leading)
                         return await self._make(it, hold, turn)
                 except NotLeading:
-                    await leading  # says where it is led, or that it is led here by now
+                    await asyncio.shield(leading)  # says where it is led, or that it is led here by now
             raise LedgerUnavailable("Another replica took this flight over; nothing was dispatched here.")
         except BaseException as error:
             await asyncio.shield(self.flights.failed(flight, error))
@@ -149,14 +149,13 @@ class Buyer:
         marks = await asyncio.gather(self.flights.sent(flight), hold.dispatch(), return_exceptions=True)
         if error := next((mark for mark in marks if isinstance(mark, BaseException)), None):
             flight.committed = False
-            if hold.state == "dispatching":
-                await hold.refund(reason="unsent")  # acknowledged, but certainly not sent
+            hold.not_sent()
             raise error
 
     async def _unsent(self, flight: Flight, hold: Hold) -> None:
         """Back to reserved, because nothing was sent or nothing billed: a dead leader may be replaced again."""
-        await asyncio.gather(hold.retract(), self.flights.unsent(flight))
         flight.committed = False
+        await asyncio.gather(hold.retract(), self.flights.unsent(flight))
 
     async def _attempt(self, it: Purchase) -> Bought:
         began, status, job = monotonic(), "lost", it.job
@@ -181,10 +180,14 @@ class Buyer:
             self.metrics.attempt(job.variant, job.operation, status, seconds)
             if status not in ("busy", "unavailable"):
                 self.turns.report(job.type.type, ok=status == "ok" or status in HEALTHY)
+            else:
+                self.turns.untold(job.type.type)
 
     async def _after(self, fault: Fault, it: Purchase, hold: Hold, retries: Retries) -> float:
         """Seconds until the next try; where there is none, the end of the money and the caller's error."""
         proven_unbilled = fault.outcome in RETRY and self.money[fault.outcome] == "refund"
+        if proven_unbilled:
+            hold.not_sent()
         if proven_unbilled and (wait := retries.next_wait(fault, remaining=it.until - monotonic())) is not None:
             return wait
         if proven_unbilled:

@@ -77,6 +77,7 @@ class Flights:
         self._incarnation = incarnation
         self._deadline = deadline
         self._flights: dict[tuple[str, str], Flight] = {}
+        self._unsaid: dict[tuple[str, str], tuple[str, str, str]] = {}  # fence, state and note that were not written
 
     def alone(self, scope: str, digest: str) -> Flight:
         """A flight that nobody else can join: a request without a seed."""
@@ -118,14 +119,14 @@ class Flights:
         try:
             async with asyncio.timeout(timeout):
                 outcome = await future
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError) as left:
+            if future.done() and not future.cancelled() and future.exception() is None and future.result() is LEAD:
+                await asyncio.shield(self.failed(flight, Refused("overloaded", "The next leader went away.")))
+            if isinstance(left, asyncio.CancelledError):
+                raise
             raise UpstreamError(
                 "upstream_timeout", "The picture was still being made at the deadline.", charged="unknown"
             ) from None
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and future.exception() is None and future.result() is LEAD:
-                await asyncio.shield(self.failed(flight, Refused("overloaded", "The next leader went away.")))
-            raise
         finally:
             if future in flight.waiting:
                 flight.waiting.remove(future)
@@ -157,6 +158,7 @@ class Flights:
                 case Elsewhere():
                     return self._keep_watch(flight)
                 case LedgerUnavailable() as trouble:
+                    self._unsaid[flight.key] = ("", "open", "")  # it may be led in our name, and nobody works on it
                     return self._crash(flight, trouble)
         own = not isinstance(error, GatewayError) or isinstance(error, Refused | LedgerUnavailable)
         if own and flight.committed:
@@ -166,7 +168,8 @@ class Flights:
             note = {"code": error.code, "detail": error.detail, "charged": error.charged}
             await self._announce(flight, "failed", json.dumps(note))
         elif not self._hand_over(flight):
-            self._flights.pop(flight.key, None)
+            if self._flights.get(flight.key) is flight:
+                del self._flights[flight.key]
             await self._announce(flight, "open", "")
 
     def followed(self, flight: Flight) -> bool:
@@ -174,6 +177,7 @@ class Flights:
         return any(not future.done() for future in flight.waiting)
 
     async def _join(self, flight: Flight, *, dead: str, fresh: bool) -> None:
+        self._unsaid.pop(flight.key, None)
         for _ in range(3):
             reply = await self._store.run(
                 JOIN,
@@ -216,7 +220,8 @@ class Flights:
                     self._crash(flight, _lost())
                     return
                 if state in (None, b"open", b"done") or (state == b"lead" and not lives):
-                    await self._join(flight, dead=(leader or b"").decode(), fresh=state == b"done")
+                    dead = leader.decode() if state == b"lead" else ""
+                    await self._join(flight, dead=dead, fresh=state == b"done")
                     flight.joining, flight.elsewhere = None, False
                     await self.failed(flight, Refused("overloaded", "Handing over to a follower."))
                     return
@@ -260,7 +265,15 @@ class Flights:
         try:
             await self._mark(flight, state, note)
         except LedgerUnavailable:
-            return  # the others find out by the lease or by their own deadline
+            self._unsaid[flight.key] = (flight.fence, state, note)
+
+    async def say_unsaid(self) -> None:
+        """Tell the other processes what could not be told when it happened; called by the heartbeat. Raises
+        LedgerUnavailable."""
+        for key, (fence, state, note) in list(self._unsaid.items()):
+            if key not in self._flights:
+                await self._mark(Flight(*key, shared=True, fence=fence), state, note)
+            self._unsaid.pop(key, None)
 
     async def _mark(self, flight: Flight, state: str, note: str) -> bool:
         ttl = keys.LANDED_MS if state in ("done", "failed", "open") else keys.FLIGHT_MS

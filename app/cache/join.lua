@@ -12,7 +12,7 @@ local flight = redis.call('HMGET', KEYS[1], 'state', 'leader', 'fence', 'note', 
 local state = flight[1]
 local landed = state == 'done' or state == 'failed'
 local age = now_ms - tonumber(flight[5] or '0')
-local abandoned = state == 'lead' and (flight[2] == ARGV[3] or flight[2] == ARGV[1])
+local abandoned = (state == 'lead' and flight[2] == ARGV[3]) or ((state == 'lead' or state == 'sent') and flight[2] == ARGV[1])
 local overdue = (state == 'lead' or state == 'sent') and age > tonumber(ARGV[5])
 if not state or state == 'open' or abandoned or overdue or (landed and (ARGV[4] == '1' or state == 'failed' or flight[4] ~= ARGV[6])) then
   local fence = string.format('%.0f', tonumber(flight[3] or '0') + 1)

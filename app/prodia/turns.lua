@@ -6,7 +6,7 @@
 -- KEYS[1] leases  KEYS[2] held (hash: incarnation|tenant|type -> slots)  KEYS[3] wanted (same fields -> count|weight|since)
 -- KEYS[4] gates (hash: type -> JSON {fails, open_ms, until, probe, probe_until, pause})
 -- ARGV[1] JSON {me, total, caps: {type: cap}, using: [[tenant, type, count] ...], want: [[tenant, type, count, weight, age_ms] ...],
---               news: [[type, "ok" | "fail" | "pause", ms] ...], threshold, open_ms, open_max_ms, probe_ms}
+--               news: [[type, "ok" | "fail" | "untold" | "pause", ms] ...], threshold, open_ms, open_max_ms, probe_ms}
 -- Returns {in use over all, [tenant, type, granted] ..., {"gate", type, wait_ms} for each wanted type that is not let through now,
 --          and {"wait", tenant, type, percent}: how often each slot must come free, in hundredths, before the last that is wanted has one}
 local ask = cjson.decode(ARGV[1])
@@ -31,6 +31,11 @@ for _, item in ipairs(ask.news) do
   if word == 'ok' then
     if g.fails > 0 or g['until'] > 0 then changed[type] = true end
     g.fails, g.open_ms, g['until'], g.probe, g.probe_until = 0, 0, 0, '', 0
+  elseif word == 'untold' then
+    if g.probe == ask.me then
+      g.probe, g.probe_until = '', 0
+      changed[type] = true
+    end
   elseif word == 'pause' then
     g.pause = math.max(g.pause, now + ms)
     changed[type] = true

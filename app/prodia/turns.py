@@ -134,7 +134,7 @@ class Turns:
     @property
     def slack(self) -> bool:
         """Whether a slot asked for now is likely to be granted at once; only a guess, as of the last call."""
-        return self._slack and not self._wants
+        return self._slack and not self._wants and monotonic() - self._trouble >= CALM
 
     @property
     def waiting(self) -> int:
@@ -168,6 +168,7 @@ class Turns:
                 del self._wants[line]
             self._kick()  # while Redis believes that it is wanted, its share is kept free
         if want.future.done() and not want.future.cancelled() and want.future.exception() is None:
+            self.untold(line[1])
             self.give_back(line)
 
     def give_back(self, line: Line, held: float | None = None) -> None:
@@ -191,6 +192,10 @@ class Turns:
         self._news.append((job_type, "ok" if ok else "fail", 0))  # travels with the slot, which is given back next
         if not ok:
             self._trouble = monotonic()
+
+    def untold(self, job_type: str) -> None:
+        """A slot was used for nothing that tells how a type is: if it was its breaker's probe, another may probe."""
+        self._news.append((job_type, "untold", 0))
 
     def pause(self, job_type: str, seconds: float) -> None:
         """A 429: no replica starts a job of this type for a while."""
@@ -222,6 +227,7 @@ class Turns:
                     TURNS, [keys.LEASES, keys.HELD, keys.WANTED, keys.GATES], [orjson.dumps(self._ask(news))]
                 )
             except LedgerUnavailable as error:
+                self._news[:0] = news
                 for wants in self._wants.values():
                     for want in wants:
                         if not want.future.done():

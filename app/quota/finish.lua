@@ -22,7 +22,12 @@ local int = function(number) return string.format('%.0f', number) end
 local held = redis.call('HMGET', KEYS[2], 'state', 'fence', 'amount', 'windows', 'places', 'usage', 'group', 'name', 'claim',
   'dispatched')
 local state, target = held[1], ARGV[2]
-if not state then return {'state', ''} end
+if not state and ARGV[9] == '1' then
+  -- Refunded before it was reserved: the reservation may still be on its way, and must find that it is over.
+  redis.call('HSET', KEYS[2], 'state', 'VOID')
+  redis.call('PEXPIRE', KEYS[2], ARGV[8])
+end
+if not state or state == 'VOID' then return {'state', ''} end
 if state == target then
   local by = redis.call('HMGET', KEYS[2], 'ender', 'moved', 'came_from')
   return {'already', redis.call('HGET', KEYS[1], 'seq') or '0', state, by[1] or '', by[2] or '0', by[3] or ''}
@@ -46,6 +51,7 @@ local charge = target == 'SETTLED' and paid or (target == 'AMBIGUOUS' and amount
 local outstanding = state == 'RESERVED' or state == 'DISPATCHING'
 local more = cjson.decode(ARGV[7])
 local sent = state == 'DISPATCHING' and ARGV[9] ~= '1'
+local images = sent and 1 or (state == 'AMBIGUOUS' and ARGV[9] == '1' and -1 or 0)
 -- Every key is read before any is written: one of a wrong type must fail while the books are still whole.
 redis.call('HLEN', KEYS[1])
 redis.call('ZCARD', KEYS[3])
@@ -59,7 +65,7 @@ for i, window in ipairs(windows) do
   local name, add = KEYS[6 + places + i], window[2]
   if redis.call('EXISTS', name) == 1 then
     local spent = charge - was
-    if window[3] == 'img' then spent = sent and add or 0 end
+    if window[3] == 'img' then spent = images * add end
     if outstanding then redis.call('HINCRBY', name, 'reserved', int(-add)) end
     if spent ~= 0 then redis.call('HINCRBY', name, 'spent', int(spent)) end
   end
@@ -68,7 +74,7 @@ if redis.call('EXISTS', KEYS[6]) == 1 then
   local function count(measure, by)
     if by ~= 0 then redis.call('HINCRBY', KEYS[6], measure .. '\31' .. held[7], int(by)) end
   end
-  count('images', sent and 1 or 0)
+  count('images', images)
   count('made', target == 'SETTLED' and more.image and 1 or 0)
   count('spent', charge - was)
   count('ambiguous', (target == 'AMBIGUOUS' and amount or 0) - was)
@@ -95,7 +101,7 @@ elseif named then
 end
 local row = {'id', ARGV[1], 'at', now_ms, 'state', target, 'from', state, 'by', ARGV[6], 'reserved', int(amount),
   'delta', int(charge - was)}
-if ARGV[9] == '1' then
+if ARGV[9] == '1' and state ~= 'RESERVED' then
   row[#row + 1] = 'unsent'
   row[#row + 1] = '1'
 end

@@ -30,6 +30,10 @@ DISPATCH = script("app.quota", "dispatch")
 RETRACT = script("app.quota", "retract")
 
 
+BILLABLE = "RESERVED,DISPATCHING"
+UNSENT = f"{BILLABLE},AMBIGUOUS"  # also where another replica has reaped it meanwhile
+
+
 class NotLeading(Exception):
     """Another process leads the flight that the reservation was for: nothing was reserved."""
 
@@ -163,7 +167,7 @@ class Hold:
         except LedgerUnavailable:
             if self._at_once:  # it may stand there as dispatched, and certainly was not sent
                 self._usage, self._taken, self.state = usage, tuple(taken), "cleared"
-                ledger.unwritten[self.id] = self._finish("REFUNDED", "RESERVED,DISPATCHING", 0, {"reason": "unsent"})
+                ledger.unwritten[self.id] = self._finish("REFUNDED", UNSENT, 0, {"reason": "unsent"})
             ledger.active.discard(self.id)
             raise
         except BaseException:
@@ -226,7 +230,11 @@ class Hold:
 
     async def refund(self, told: object = None, **row: Any) -> str:
         """Charge nothing: never sent, or an answer that by policy is not billed. Without `told` the name is free."""
-        return await self._end("REFUNDED", "RESERVED,DISPATCHING", 0, told, row)
+        return await self._end("REFUNDED", UNSENT if self.state != "dispatching" else BILLABLE, 0, told, row)
+
+    def not_sent(self) -> None:
+        """Certainly nothing was sent, or nothing billed for it: however this ends, it is not charged."""
+        self.state = "cleared"
 
     async def charge_unknown(self, told: object = None, **row: Any) -> str:
         """Charge the whole price until reconciled: it was sent, and what became of it is unknown."""
@@ -253,7 +261,7 @@ class Hold:
         return Finish(
             self._tenant.id, self.id, self._usage, self._taken, end, paid, "", sources, "owner",
             self.facts | dict(row),
-            self._job.price, unsent=self.state == "cleared", name="".join(self._name),
+            self._job.price, unsent=self.state in ("cleared", "reserved"), name="".join(self._name),
         )  # fmt: skip
 
     @property

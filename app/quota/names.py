@@ -101,7 +101,7 @@ class Names:
                     [claim, self._incarnation.id, wanted.digest, wanted.seed, wanted.request, left, dead,
                      keys.IDEMPOTENCY_MS],
                 )  # fmt: skip
-            except LedgerUnavailable:
+            except (LedgerUnavailable, asyncio.CancelledError):
                 self._unfreed[wanted.key, claim] = None  # it may have been taken
                 raise
             match reply[0]:

@@ -44,6 +44,7 @@ class Line(asyncio.Protocol):
         self._waiting: deque[Sent] = deque()
         self._tick, self._ticks, self._patience = tick, 0, ticks
         self._timer: asyncio.TimerHandle | None = None
+        self._heard = 0  # the tick in which something came last: a long reply that flows is not late
         self._room, self._closed = room, closed
         self._transport.set_protocol(self)
 
@@ -82,6 +83,7 @@ class Line(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Hand out the replies that are complete."""
         self._reader.feed(data)
+        self._heard = self._ticks
         while self._waiting:
             try:
                 reply = self._reader.gets()
@@ -110,7 +112,7 @@ class Line(asyncio.Protocol):
         self._ticks += 1
         if not self._waiting:
             return
-        if self._ticks - self._waiting[0][1] > self._patience:
+        if self._ticks - max(self._waiting[0][1], self._heard) > self._patience:
             self.close()
         else:
             self._timer = asyncio.get_running_loop().call_later(self._tick, self._on_tick)

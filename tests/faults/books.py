@@ -84,7 +84,8 @@ class Books:
                 case "use":
                     books.usage[f"{at}{name}"] = _record(value)
                 case "res":
-                    books.holds[rest] = _record(value)
+                    if (hold := _record(value))["state"] != "VOID":  # ended before it was made: it holds nothing
+                        books.holds[rest] = hold
                 case "conc":
                     books.places[rest] = _names(value)
                 case "rows":
@@ -133,14 +134,15 @@ class Books:
     def _windows(self) -> Iterable[str]:
         spent: Counter[str] = Counter()
         reserved: Counter[str] = Counter()
-        first = {row["id"]: row["from"] for row in reversed(self.rows) if "unsent" not in row}
+        first = {row["id"]: row["from"] for row in reversed(self.rows)}
+        unsent = {row["id"] for row in self.rows if "unsent" in row}
         for name, hold in self.holds.items():
             for window, add, kind in json.loads(hold["windows"]):
                 if hold["state"] in OPEN:
                     reserved[window] += int(add)
                 elif kind == "usd":
                     spent[window] += int(hold["paid"])
-                elif first.get(name) == "DISPATCHING":
+                elif first.get(name) == "DISPATCHING" and name not in unsent:
                     spent[window] += int(add)
         for window in {*self.windows, *spent, *reserved}:
             says, due = self.windows.get(window, (0, 0)), (spent[window], reserved[window])
@@ -155,7 +157,7 @@ class Books:
             amount, was = int(row["reserved"]), int(row["reserved"]) if row["from"] == "AMBIGUOUS" else 0
             day = due.setdefault(hold["usage"], Counter())
             for figure, by in {
-                "images": row["from"] == "DISPATCHING" and "unsent" not in row,
+                "images": (row["from"] == "DISPATCHING") - ("unsent" in row),
                 "made": row["state"] == "SETTLED" and "image" in row,
                 "spent": int(row["delta"]),
                 "ambiguous": (amount if row["state"] == "AMBIGUOUS" else 0) - was,
