@@ -64,6 +64,7 @@ class Access:
         self._origins = origins
         self._new_id = new_id
         self._quiet = quiet
+        self._named = bool(hosts)
         self._host = lru_cache(256)(lambda host: _judge_host(host, hosts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -138,6 +139,8 @@ class Access:
                 wrong = self._host(value)
         if len(headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
             return "headers_too_large"
+        if hosts == 0 and scope["http_version"] == "1.0" and not self._named:
+            return None  # a load balancer's check of readiness: HTTP/1.0 has no Host
         return wrong if hosts == 1 else "invalid_request"
 
 

@@ -100,3 +100,10 @@ def test_what_a_forwarding_header_or_an_absolute_target_says_changes_nothing(tar
 def test_the_ops_listener_is_called_by_address_and_needs_one_host_too(target: Target) -> None:
     assert asked(target[1].ops, "/healthz", b"Host: 10.1.2.3:8081").statuses == [200]
     assert asked(target[1].ops, "/healthz").statuses == [400]
+
+
+def test_a_load_balancer_may_ask_for_readiness_without_a_host(target: Target) -> None:
+    """HTTP/1.0 has no Host, and is what many checks speak; where names are listed, it has to name one."""
+    assert asked(target[1].ops, "/readyz", version=b"1.0").statuses == [200]
+    assert asked(target[1].ops, "/readyz", version=b"1.1").statuses == [400]
+    assert asked(target[1].url, "/v1/me", key=target[2], version=b"1.0").statuses == [400]
