@@ -178,6 +178,8 @@ class Gateway:
             if not purchase.flight.committed and not self.flights.followed(purchase.flight):
                 work.cancel()
             raise
+        finally:
+            del work  # its error's traceback refers to this frame: the cycle would keep an answer's bytes
 
     async def chosen(self, caller: Caller, ask: Ask, *, uploads_needed: bool = True) -> Ask:
         """The ask with `auto` replaced by a variant; what is left of the budgets is only read where it matters."""

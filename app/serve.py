@@ -107,7 +107,7 @@ def _settle_memory() -> None:
     few requests here."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
+    gc.set_threshold(2_000, 10, 10)
 
 
 async def _listen(

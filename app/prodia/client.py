@@ -100,7 +100,7 @@ class Prodia:
             return decode(
                 answer.status,
                 answer.content_type,
-                b"".join(answer.chunks),
+                answer.body(),
                 output=call.output,
                 retry_after=answer.retry_after,
                 patterns=self._patterns,
@@ -145,6 +145,7 @@ class Prodia:
             async for chunk in response.stream:  # type: ignore[union-attr]
                 room -= len(chunk)
                 if room < 0:
+                    answer.chunks.clear()
                     return
                 answer.chunks.append(chunk)
             answer.whole = True
@@ -196,6 +197,11 @@ class _Answer:
     retry_after: list[str] = field(default_factory=list)
     chunks: list[bytes] = field(default_factory=list)
     whole: bool = False
+
+    def body(self) -> bytes:
+        """All of it, once: what an error's traceback refers to should not hold it twice."""
+        chunks, self.chunks = self.chunks, []
+        return b"".join(chunks)
 
 
 class _Upload(httpx2.AsyncByteStream):
