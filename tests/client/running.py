@@ -94,6 +94,7 @@ class Amiss:
 def amiss(answers: Sequence[bytes | None], *, read: bool = True) -> Iterator[Amiss]:
     """A server that gives these answers in order, each on a connection of its own; None ends the connection instead.
 
+    When all are given it refuses connections, so that a request too many fails at once.
     Without `read` it closes as soon as it has the head, with the body unread: the peer meets a reset.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -122,5 +123,7 @@ def _serve(listener: socket.socket, found: Amiss, answers: Sequence[bytes | None
             while read and len(body) < length:
                 body += connection.recv(65_536)
             found.bodies.append(body)
+            if len(found.heads) == len(answers):
+                listener.close()
             if answer is not None:
                 connection.sendall(answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))

@@ -26,10 +26,12 @@ def test_never_more_are_under_way_than_was_said(shop: Shop) -> None:
 
 
 def test_a_prompt_that_fails_stops_no_other_and_is_told_by_its_number(shop: Shop) -> None:
-    """Text and JSON lines mixed, each with its own fields and file; exit code 1."""
+    """One after the other, text and JSON lines mixed, each with its own fields and file; exit code 1."""
     lines = ["a red boat", "", "hi", '{"prompt": "a blue boat", "seed": 5, "output": "blue.png"}', '{"prompt": "no"}']
     (shop.folder / "prompts.txt").write_text("\n".join(lines))
-    done = shop.run("generate", "--prompts", "prompts.txt", "--seed", "4", "-o", "{n}-{seed}.webp", "--json")
+    done = shop.run(
+        "generate", "--prompts", "prompts.txt", "--seed", "4", "-o", "{n}-{seed}.webp", "--json", "--jobs", "1"
+    )
     assert done.returncode == 1
     told = {line["n"]: line for line in map(json.loads, done.stdout.splitlines())}
     assert (told[1]["file"], told[3]["file"], told[3]["seed"]) == ("1-4.webp", "blue.png", 5)
