@@ -9,8 +9,9 @@ import signal
 
 from PIL import Image
 
-from tests.client.running import Shop
+from tests.client.running import Shop, amiss, problem
 from tests.fleet import get_json, wait_until
+from tests.pipeline.calls import generate
 
 PROMPTS = "".join(f"a boat of colour {number}\n" for number in range(9))
 
@@ -40,6 +41,21 @@ def test_a_prompt_that_fails_stops_no_other_and_is_told_by_its_number(shop: Shop
     assert errors[-1] == "2 of 4 pictures, $0.080000 in all"
     assert sorted(line[:18] for line in errors[:-1]) == ["2: invalid_request", "4: invalid_request"]
     assert sorted(path.name for path in shop.folder.iterdir()) == ["1-4.webp", "blue.png", "prompts.txt"]
+
+
+def test_a_gateway_that_goes_away_half_way_is_exit_code_1_and_3_only_if_it_was_never_reached(shop: Shop) -> None:
+    """After a picture, after a refusal, and from the start."""
+    json_reply = {"Accept": "application/json"}
+    made = generate(shop.url, shop.keys["acme"], json_reply, prompt="a red boat", response_format="b64_json").body
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(made)}\r\n\r\n".encode()
+    refused = problem("422 Unprocessable Entity", '{"code": "invalid_request", "charged": "no"}')
+    for answers, code in (([head + made], 1), ([refused], 1), ([None], 3)):
+        with amiss(answers) as server:
+            done = shop.run(
+                "generate", "--prompts", "-", "--jobs", "1", stdin="a boat\na ship\n", GATEWAY_URL=server.url
+            )
+        assert (done.returncode, len(server.heads)) == (code, 1), done.stderr
+        assert "2: unreachable: " in done.stderr
 
 
 def test_one_picture_is_edited_in_several_ways(shop: Shop) -> None:
