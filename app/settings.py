@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
+from dotenv import dotenv_values
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -149,7 +150,7 @@ class Settings(BaseSettings):
             if url is not None and not re.match(r"(redis|rediss|unix)://.", url.get_secret_value()):
                 raise ValueError(f"{name.upper()} must start with redis://, rediss:// or unix://")
         known = {field.upper() for field in type(self).model_fields} | {"GATEWAY_URL", "GATEWAY_KEY"}
-        for name in os.environ:
+        for name in (*os.environ, *(name.upper() for name in dotenv_values(".env"))):
             if name.startswith("GATEWAY_") and name not in known:
                 nearest = difflib.get_close_matches(name, known, n=1)
                 raise ValueError(f"{name} is not a setting" + (f"; did you mean {nearest[0]}?" if nearest else ""))
@@ -209,6 +210,8 @@ def _mounted(path: Path, setting: str) -> SecretStr:
 
 
 def address(listen: str) -> tuple[str, int]:
-    """Host and port of a listener setting."""
+    """Host and port of a listener. Raises ValueError: one of them is missing, which would mean every interface."""
     host, _, port = listen.rpartition(":")
+    if not host.strip("[]") or not port.isdecimal():
+        raise ValueError(f"{listen[:64]!r} must be host:port, such as 127.0.0.1:8080")
     return host.strip("[]"), int(port)

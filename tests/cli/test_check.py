@@ -35,6 +35,21 @@ def test_the_sandbox_needs_no_setting_at_all(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_misspelt_line_of_the_env_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting is not less wrong for standing in a file."""
+    (tmp_path / ".env").write_text("GATEWAY_UPSTREAM_CONCURENCY=2\n")
+    found = run(commands(monkeypatch, tmp_path, {}), "check", "--sandbox")
+    assert found.exit_code == 1
+    assert found.stderr.startswith("settings: GATEWAY_UPSTREAM_CONCURENCY is not a setting; did you mean")
+
+
+@pytest.mark.parametrize("listen", ["8089", ":8089", "127.0.0.1", "127.0.0.1:x"])
+def test_the_stand_in_listens_nowhere_by_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listen: str) -> None:
+    """A port without a host would be every interface."""
+    found = run(commands(monkeypatch, tmp_path, {}), "sandbox", "--listen", listen)
+    assert (found.exit_code, found.stderr) == (1, f"{listen!r} must be host:port, such as 127.0.0.1:8080\n")
+
+
 SETTINGS: list[tuple[dict[str, str], str]] = [
     ({"PRODIA_TOKEN": ""}, "settings: PRODIA_TOKEN: required without --sandbox"),
     (
