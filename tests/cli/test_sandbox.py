@@ -27,9 +27,10 @@ def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
     found = Sandbox(tmp_path)
     yield found
     embedded = Embedded(tmp_path / ".kontext-gateway")
-    left = embedded.running()
-    embedded.stop()
-    assert left is None, "the embedded Valkey was left running"
+    try:
+        wait_until(lambda: embedded.running() is None, 10, lambda: "the embedded Valkey was left running")
+    finally:
+        embedded.stop()
 
 
 def spent(sandbox: Sandbox, token: str) -> int:
