@@ -53,10 +53,11 @@ class Hostile:
         self.does: Behaviour = good
         self.state = Upstream()
         self._ready, self._stop = threading.Event(), asyncio.Event()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._run()), daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
 
     async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
         async with upstream(self._behave) as self.state:
             self._ready.set()
             await self._stop.wait()
@@ -69,8 +70,10 @@ class Hostile:
         self._ready.wait(10)
 
     def stop(self) -> None:
+        assert self._loop is not None
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
+        assert not self._thread.is_alive()
 
 
 @contextmanager
