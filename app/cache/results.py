@@ -111,20 +111,6 @@ class Results:
             return False
         return True
 
-    async def ttl(self, scope: str, digest: str) -> int:
-        """Seconds that a stored result still lives; 0 when unknown."""
-        try:
-            return max(0, int(await self._store.command("TTL", keys.result(scope, digest[:40]))))
-        except LedgerUnavailable:
-            return 0
-
-    async def forget(self, scope: str, digest: str) -> None:
-        """Drop a result that was kept only until it was delivered."""
-        try:
-            await self._store.command("DEL", keys.result(scope, digest[:40]))
-        except LedgerUnavailable:
-            return
-
 
 def encode(result: Result) -> bytes:
     """CRC32 of the rest but the image (4 bytes), length of the record (4 bytes), record as JSON, image."""

@@ -127,11 +127,6 @@ class Turns:
         self._held: dict[str, float] = {}  # job type -> seconds that a slot is held, as seen here
 
     @property
-    def in_use(self) -> int:
-        """Slots that this process uses."""
-        return self._using.total()
-
-    @property
     def slack(self) -> bool:
         """Whether a slot asked for now is likely to be granted at once; only a guess, as of the last call."""
         return self._slack and not self._wants and monotonic() - self._trouble >= CALM
