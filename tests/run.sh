@@ -8,6 +8,18 @@ cd "$(dirname "$0")/.."
 .venv/bin/pip install -q --require-hashes -r requirements-test.lock
 .venv/bin/pip install -q --no-deps -e .
 
+# The public clients for Node, unmodified; Node itself is one of the Python packages.
+clients=tests/clients
+[ $clients/node_modules/.package-lock.json -nt $clients/package-lock.json ] ||
+  PATH="$PWD/.venv/bin:$PATH" npm ci --prefix $clients --ignore-scripts --no-audit --no-fund --silent
+
+# Those for Python have an environment of their own: what they need is not what the gateway needs.
+[ .venv-clients/installed -nt $clients/requirements.lock ] || {
+  python3 -m venv .venv-clients
+  .venv-clients/bin/pip install -q --require-hashes -r $clients/requirements.lock
+  touch .venv-clients/installed
+}
+
 # Redis 7 is the second engine that every script is tested on; Chromium is the browser of the front-end tests; promtool,
 # which judges the alert rules, is in the package of Prometheus; libfaketime gives single processes a wrong clock; HAProxy
 # stands in front of replicas that are restarted one after the other.
@@ -26,8 +38,6 @@ fi
 
 [ $# = 0 ] || exec .venv/bin/python -m pytest "$@"
 
-# What has the machine to itself runs alone: storms of requests, crashes, counts of a hundred thousand.
-alone="tests/faults tests/mutants tests/e2e"
-ignored=$(printf -- '--ignore=%s ' $alone)
-.venv/bin/python -m pytest -n 2 --dist loadfile $ignored
-.venv/bin/python -m pytest --durations=15 $alone
+# What has the machine to itself runs alone: storms of requests, crashes, time limits.
+.venv/bin/python -m pytest -n 2 --dist loadfile --durations=15 --ignore=tests/faults --ignore=tests/mutants
+.venv/bin/python -m pytest --durations=15 tests/faults tests/mutants
