@@ -63,6 +63,12 @@ class RedisServer:
             wait_until(lambda: self._answers(client), 20, (self.folder / "server.log").read_text)
         return self
 
+    def __enter__(self) -> RedisServer:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
     def kill(self) -> None:
         """kill -9, as a crash does."""
         if self._process is not None:

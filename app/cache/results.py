@@ -2,12 +2,12 @@
 their pixels.
 
 Called by the pipeline. Fails open: an unreadable cache is a miss, counted, and a picture that cannot be stored is
-still delivered. What is read back is checked, so that a damaged value is a miss and never served.
+still delivered. The bytes of a picture are sealed together with their record, so that a damaged value, or one
+of another pepper, is a miss and never served.
 """
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,6 +20,7 @@ from app.cache.hot import Hot
 from app.errors import LedgerUnavailable
 from app.store import keys
 from app.store.redis import Store
+from app.store.seal import EXTRA, Seal
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +57,15 @@ class Results:
     """The cache of one process. `ttl` values are seconds; `hot` is how many bytes of pictures that are asked for again
     stay in the process."""
 
-    def __init__(self, store: Store, *, hot: int = 0) -> None:
-        self._store = store
+    def __init__(self, store: Store, seal: Seal, *, hot: int = 0) -> None:
+        self._store, self._seal = store, seal
         self._hot: Hot[Result] = Hot(hot)
 
     async def find(self, scope: str, digest: str) -> Result | None:
         """The stored result of a digest, or None when there is none, it is damaged, or the cache is away."""
+        name = keys.result(scope, digest[:40])
         try:
-            return decode(await self._store.command("GET", keys.result(scope, digest[:40])))
+            return decode(name, await self._store.command("GET", name), self._seal)
         except LedgerUnavailable:
             return None
 
@@ -99,37 +101,56 @@ class Results:
         for value, length in zip(found[::2], found[1::2], strict=True):
             record, end = _record(memoryview(value))
             if record is not None and record.image_id in wanted:
-                heads.setdefault(record.image_id, (record, length - end))
+                heads.setdefault(record.image_id, (record, length - end - EXTRA))
         return heads
 
     async def store(self, digest: str, result: Result, ttl: int) -> bool:
         """Keep a result for `ttl` seconds; False when the cache did not acknowledge it."""
-        self._hot.drop(keys.result(result.scope, digest[:40]))
+        name = keys.result(result.scope, digest[:40])
+        self._hot.drop(name)
         try:
-            await self._store.command("SET", keys.result(result.scope, digest[:40]), encode(result), "EX", ttl)
+            await self._store.command("SET", name, encode(name, result, self._seal), "EX", ttl)
         except LedgerUnavailable:
             return False
         return True
 
+    async def delete(self, scope: str, wanted: str) -> bool:
+        """Delete the picture of an image id; whether it was there. Raises LedgerUnavailable.
 
-def encode(result: Result) -> bytes:
-    """CRC32 of the rest but the image (4 bytes), length of the record (4 bytes), record as JSON, image."""
-    record = orjson.dumps({name: getattr(result, name) for name in _RECORD})
+        A copy that another process keeps for repeats lives for at most `hot.KEEP` seconds more.
+        """
+        self._hot.drop(keys.result(scope, wanted.removeprefix("img_")[:40]))
+        return await delete(self._store, scope, wanted)
+
+
+async def delete(store: Store, scope: str, wanted: str) -> bool:
+    """Delete the picture of an image id where no process keeps copies; whether it was there. Raises
+    LedgerUnavailable."""
+    name = keys.result(scope, wanted.removeprefix("img_")[:40])
+    record, _ = _record(memoryview(await store.command("GETRANGE", name, 0, HEAD - 1)))
+    if record is None or record.image_id != wanted:
+        return False
+    return bool(await store.command("DEL", name))
+
+
+def encode(name: str, result: Result, seal: Seal) -> memoryview:
+    """CRC32 of the rest but the image (4 bytes), length of the record (4 bytes), record as JSON, sealed image."""
+    record = orjson.dumps({field: getattr(result, field) for field in _RECORD})
     length = len(record).to_bytes(4, "big")
     crc = zlib.crc32(record, zlib.crc32(length))
-    return b"".join((crc.to_bytes(4, "big"), length, record, result.image))
+    return seal.close(name, result.image, after=b"".join((crc.to_bytes(4, "big"), length, record)))
 
 
-def decode(value: bytes | None) -> Result | None:
-    """The result in a stored value; None for none and for one whose record or image is damaged."""
+def decode(name: str, value: bytes | None, seal: Seal) -> Result | None:
+    """The result in a stored value; None for none and for one that is damaged."""
     if value is None or len(value) < 8:
         return None
     view = memoryview(value)
     record, end = _record(view)
     if record is None:
         return None
-    result = replace(record, image=bytes(view[end:]))
-    return result if hashlib.sha256(result.image).hexdigest() == result.sha256 else None
+    image = seal.open(name, view[end:], after=value[:end])
+    return None if image is None else replace(record, image=image)
 
 
 def _record(view: memoryview) -> tuple[Result | None, int]:

@@ -9,6 +9,7 @@ later refuses that one upload as `overloaded`, before any money is held.
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -24,8 +25,8 @@ RETRY_S = 5  # what fills the disk is mostly other uploads, which go within seco
 
 
 class Blob:
-    """`size` bytes that can be read again, from the start each time. Closed by the garbage collector with its last
-    user."""
+    """`size` bytes that can be read again, from the start each time, and by several at once. Closed by the garbage
+    collector with its last user."""
 
     def __init__(self, data: bytes, file: IO[bytes] | None) -> None:
         self.size = len(data)
@@ -38,9 +39,8 @@ class Blob:
             for at in range(0, len(self._data), CHUNK):
                 yield self._data[at : at + CHUNK]
             return
-        self._file.seek(0)
-        while piece := self._file.read(CHUNK):
-            yield piece
+        for at in range(0, self.size, CHUNK):
+            yield os.pread(self._file.fileno(), CHUNK, at)
 
 
 class Spool:
@@ -75,7 +75,7 @@ class Spool:
         file = self._file()
         try:
             file.write(data)
-            file.flush()
+            file.flush()  # read without its buffer
         except OSError:
             with suppress(OSError):  # closing tries once more to write what did not fit
                 file.close()

@@ -101,10 +101,12 @@ class Line(asyncio.Protocol):
         """The server or the network ended it."""
         self.close()
 
-    def _pack(self, command: tuple[Any, ...]) -> Sequence[bytes]:
+    @staticmethod
+    def _pack(command: tuple[Any, ...]) -> Sequence[bytes | memoryview]:
         """The command on the wire. A picture is not copied into it: that costs several times what sending it does."""
-        if len(command) > 2 and type(value := command[2]) is bytes and len(value) > LARGE:
-            return self._connection.pack_command(*command)
+        if len(command) > 2 and type(value := command[2]) in (bytes, memoryview) and len(value) > LARGE:
+            before, after = (hiredis.pack_command(part).partition(b"\r\n")[2] for part in (command[:2], command[3:]))
+            return (b"*%d\r\n%b$%d\r\n" % (len(command), before, len(value)), value, b"\r\n" + after)
         return (hiredis.pack_command(command),)
 
     def _on_tick(self) -> None:
@@ -121,10 +123,13 @@ class Line(asyncio.Protocol):
 async def dial(
     pool: ConnectionPool, *, tick: float, ticks: int, room: Callable[[], None], closed: Callable[[Line], None]
 ) -> Line:
-    """Connect and greet. Raises RedisError or OSError; bounding the time is the caller's part."""
+    """Connect, and have an answer: the kernel takes connections for a server that is frozen, too. Raises RedisError or
+    OSError; bounding the time is the caller's part."""
     connection: Connection = pool.make_connection()  # type: ignore[no-untyped-call]
     try:
         await connection.connect()  # type: ignore[no-untyped-call]
+        await connection.send_command("PING")
+        await connection.read_response()
     except BaseException:
         connection._close()  # type: ignore[no-untyped-call]
         raise

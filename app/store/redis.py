@@ -59,6 +59,7 @@ class Store:
             retry=Retry(NoBackoff(), 0),
             protocol=2,
             decode_responses=False,
+            driver_info=None,  # no CLIENT SETINFO: a user that may do nothing but the gateway's work need not have it
         )
         self._shapes = Redis(connection_pool=self._pool).response_callbacks
         self._timeout = timeout

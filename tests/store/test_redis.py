@@ -103,3 +103,18 @@ async def test_a_reply_that_came_is_not_late_because_the_process_was_busy(server
         await asyncio.sleep(0.01)
         time.sleep(0.5)  # noqa: ASYNC251  # what a busy process does
         assert await asked == b"here"
+
+
+@pytest.mark.parametrize("kind", [bytes, memoryview])
+@pytest.mark.parametrize("more", [(), ("EX", 60), ("NX", "EX", 60)])
+async def test_a_picture_arrives_as_it_was_with_all_that_stands_around_it(
+    server: RedisServer, more: tuple[object, ...], kind: type[bytes] | type[memoryview]
+) -> None:
+    """It is not packed like the rest of its command."""
+    picture = kind(b"$0\r\n*3\r\n" * 30_000)
+    async with store(server) as subject:
+        before, stored, found, left = await subject.commands(
+            ("GET", "key"), ("SET", "a picture", picture, *more), ("GET", "a picture"), ("TTL", "a picture")
+        )
+    assert (before, stored, found) == (None, True, picture)
+    assert left == (60 if more else -1)
