@@ -50,6 +50,11 @@ CODES: dict[str, Kind] = {
     "idempotency_mismatch": Kind(422, "This name belongs to another request"),
     "idempotency_in_flight": Kind(409, "The first call under this name is still running", True),
     "idempotency_gone": Kind(410, "The picture of this name is not stored any more"),
+    "queue_full": Kind(429, "The queue is full", True),
+    "not_cancellable": Kind(409, "The job can no longer be cancelled"),
+    "job_cancelled": Kind(409, "The job was cancelled"),
+    "job_expired": Kind(504, "The job's turn did not come in time"),
+    "job_abandoned": Kind(500, "The job was given up"),
     "not_cached": Kind(504, "No cached result"),
     "price_unknown": Kind(409, "This job type has no price"),
     "upstream_busy": Kind(503, "No upstream capacity in time", True),
@@ -65,6 +70,15 @@ CODES: dict[str, Kind] = {
     "overloaded": Kind(503, "The gateway is overloaded", True),
     "draining": Kind(503, "This replica is shutting down", True),
     "internal": Kind(500, "The gateway failed"),
+}
+
+
+# Where OpenAI's clients know an error under another status or code.
+OPENAI: dict[str, tuple[int, str]] = {
+    "unauthenticated": (401, "invalid_api_key"),
+    "rate_limited": (429, "rate_limit_exceeded"),
+    "budget_exhausted": (429, "insufficient_quota"),
+    "content_moderated": (400, "content_policy_violation"),
 }
 
 
@@ -102,6 +116,12 @@ class GatewayError(Exception):
         self.charged: Charged = charged
         self.extra = extra
         self.replay_of: str | None = None  # id of the request whose kept answer this is
+        self.lasting = False  # a limit whose reset is over a minute away: no client should sleep until then
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether a client does well to repeat the same request by itself."""
+        return self.kind.retryable and not self.lasting
 
 
 class InvalidRequest(GatewayError):

@@ -32,6 +32,7 @@ def seconds(value: Any) -> Any:
 
 
 Seconds = Annotated[float, BeforeValidator(seconds)]
+SECRETS = ("gateway_key_pepper", "gateway_link_secret", "gateway_link_secret_second")
 
 
 class Settings(BaseSettings):
@@ -69,6 +70,10 @@ class Settings(BaseSettings):
         default="",
         description="Host names of the public listener, separated by commas; another Host is a 421. Empty: any.",
     )
+    gateway_public_url: str = Field(
+        default="",
+        description="Address that links in OpenAI's shape begin with. Empty: scheme and host as the call came.",
+    )
     gateway_keep_alive: Seconds = Field(
         default=5.0, gt=0, le=3600, description="Seconds that a connection may be idle before it is closed."
     )
@@ -81,6 +86,16 @@ class Settings(BaseSettings):
         default=None, description="Secret of the keyed hashes, at least 32 characters. Required unless --sandbox."
     )
     gateway_key_pepper_file: Path | None = Field(default=None, description="A file that holds that secret instead.")
+    gateway_link_secret: SecretStr | None = Field(
+        default=None, description="Secret that signs image links, at least 32 characters. Default: the pepper."
+    )
+    gateway_link_secret_file: Path | None = Field(default=None, description="A file that holds that secret instead.")
+    gateway_link_secret_second: SecretStr | None = Field(
+        default=None, description="A second secret whose links are accepted, for the time of an exchange."
+    )
+    gateway_link_secret_second_file: Path | None = Field(
+        default=None, description="A file that holds the second one instead."
+    )
     gateway_data_dir: Path = Field(
         default=Path(".kontext-gateway"), description="Private directory: the sandbox's Valkey, bill and secrets."
     )
@@ -100,6 +115,31 @@ class Settings(BaseSettings):
     gateway_moderation_patterns: str = Field(
         default="",
         description="Regular expressions, one a line, that tell a moderated job by its error text. Default: built in.",
+    )
+    gateway_queue_ttl: Seconds = Field(
+        default=3600.0, ge=1, le=43_200, description="Seconds that an asynchronous job may wait for its turn."
+    )
+    gateway_queue_seats: int = Field(
+        default=24, ge=0, le=10_000, description="Asynchronous jobs that a process works on at once; 0: none."
+    )
+    gateway_queue_jobs: int = Field(
+        default=2000, ge=1, le=1_000_000, description="Asynchronous jobs of one tenant that may wait."
+    )
+    gateway_queue_tenant_bytes: int = Field(
+        default=67_108_864,
+        ge=0,
+        le=1 << 34,
+        description="Bytes of uploads that one tenant's jobs may hold.",
+    )
+    gateway_queue_bytes: int = Field(
+        default=134_217_728, ge=0, le=1 << 36, description="Bytes of uploads that all asynchronous jobs may hold."
+    )
+    gateway_webhook_pauses: str = Field(
+        default="5s,30s,2m,10m,30m,2h,5h,10h",
+        description="Pauses between attempts to deliver a webhook; after the last attempt it is dead.",
+    )
+    gateway_webhook_loopback: bool = Field(
+        default=False, description="For tests only: webhooks may go over plain http to this machine."
     )
     gateway_drain_delay: Seconds = Field(
         default=5.0,
@@ -125,6 +165,15 @@ class Settings(BaseSettings):
     gateway_image_url_ttl: Seconds = Field(
         default=3600.0, ge=1, le=604800, description="Seconds that a signed image link in a reply works."
     )
+    gateway_lineage_ttl: Seconds = Field(
+        default=7776000.0, ge=1, le=31622400, description="Seconds that it is known how a picture came to be."
+    )
+    gateway_client_token_ttl: Seconds = Field(
+        default=600.0, ge=1, le=86400, description="Seconds that a client token lives where the call does not say."
+    )
+    gateway_client_token_max_ttl: Seconds = Field(
+        default=3600.0, ge=1, le=86400, description="Seconds that a client token may be asked to live."
+    )
     gateway_log_level: str = Field(
         default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level logged."
     )
@@ -140,7 +189,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _sound(self) -> Settings:
-        for name in ("prodia_token", "gateway_key_pepper"):
+        for name in ("prodia_token", *SECRETS):
             if (path := getattr(self, f"{name}_file")) is not None:
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name.upper()} and {name.upper()}_FILE: set one of them")
@@ -163,14 +212,22 @@ class Settings(BaseSettings):
         for host in self.hosts:
             if not re.fullmatch(r"[a-z0-9._-]{1,255}|\[[0-9a-f:.]+\]", host):
                 raise ValueError("GATEWAY_HOSTS must be host names without scheme and port, separated by commas")
+        if self.gateway_client_token_ttl > self.gateway_client_token_max_ttl:
+            raise ValueError("GATEWAY_CLIENT_TOKEN_TTL must not be above GATEWAY_CLIENT_TOKEN_MAX_TTL")
+        if self.gateway_public_url and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", self.gateway_public_url):
+            raise ValueError("GATEWAY_PUBLIC_URL must be http:// or https://, without a query")
         parse_money(self.gateway_outcomes)
+        if not self.webhook_pauses or max(self.webhook_pauses) > 86_400:
+            raise ValueError("GATEWAY_WEBHOOK_PAUSES must be durations of at most 1d, separated by commas")
         for pattern in self.moderation_patterns:
             try:
                 re.compile(pattern)
             except re.error:
                 raise ValueError("GATEWAY_MODERATION_PATTERNS holds a wrong regular expression") from None
-        if self.gateway_key_pepper is not None and len(self.gateway_key_pepper.get_secret_value()) < 32:
-            raise ValueError("GATEWAY_KEY_PEPPER must have at least 32 characters")
+        for name in SECRETS:
+            secret = getattr(self, name)
+            if secret is not None and len(secret.get_secret_value()) < 32:
+                raise ValueError(f"{name.upper()} must have at least 32 characters")
         if not self.sandbox:
             needed = ("prodia_token", "redis_url", "gateway_key_pepper", "gateway_tenants_file")
             if missing := [name.upper() for name in needed if getattr(self, name) is None]:
@@ -181,6 +238,11 @@ class Settings(BaseSettings):
     def hosts(self) -> frozenset[str]:
         """The host names of the public listener; empty for any."""
         return frozenset(name.strip().lower().rstrip(".") for name in self.gateway_hosts.split(",") if name.strip())
+
+    @property
+    def webhook_pauses(self) -> tuple[float, ...]:
+        """Seconds between attempts. Raises ValueError."""
+        return tuple(float(seconds(word.strip())) for word in self.gateway_webhook_pauses.split(",") if word.strip())
 
     @property
     def moderation_patterns(self) -> tuple[str, ...]:

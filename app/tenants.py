@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from app.domain import tokens
+from app.domain.client_token import ClientToken
 from app.domain.tenant import KeyPolicy, Tenant
 from app.domain.tenants_file import TenantsFile, TenantsFileError, load
 from app.errors import Refused
@@ -107,6 +108,16 @@ class KeyRecord:
     policy: KeyPolicy
 
 
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    """Whose a token is: tenant, key, the digest by which that key is valid, and the client token, if it is one."""
+
+    tenant: str
+    key_id: str
+    digest: str
+    client: ClientToken | None = None
+
+
 class Keyring:
     """API keys: create, list, rotate, revoke, and find a token's tenant and key id."""
 
@@ -115,8 +126,8 @@ class Keyring:
         self._pepper = pepper
         self._known: dict[str, tuple[str, str]] = {}
 
-    async def resolve(self, token: str) -> tuple[str, str, str]:
-        """(tenant, key id, token digest) of a token; whether the key is still valid is the admit script's to say.
+    async def resolve(self, token: str) -> Bearer:
+        """Whose a key or client token is; whether the key is still valid is the admit script's to say.
 
         Raises:
             Refused: unauthenticated, in one constant shape for whatever is wrong.
@@ -125,6 +136,8 @@ class Keyring:
         if not tokens.well_formed(token):
             raise Refused("unauthenticated", "This is not a key of this gateway.")
         digest = tokens.digest(token, self._pepper)
+        if token.startswith(tokens.CLIENT):
+            return await self._client(digest)
         known = self._known.get(digest)
         if known is None:
             found = await self._store.command("GET", keys.token(digest))
@@ -134,12 +147,39 @@ class Keyring:
             if len(self._known) >= 100_000:
                 self._known.clear()
             known = self._known[digest] = (tenant, key_id)
-        return (*known, digest)
+        return Bearer(*known, digest)
+
+    async def _client(self, digest: str) -> Bearer:
+        """A client token is looked up at every call: it is gone when Redis, by its own clock, says so."""
+        found = await self._store.command("GET", keys.token(digest))
+        if found is None:
+            raise Refused("unauthenticated", "This client token is unknown, or has expired.")
+        client = ClientToken.from_json(found)
+        return Bearer(client.tenant, client.key_id, client.minted_by, client)
+
+    async def lend(self, client: ClientToken, seconds: int) -> str:
+        """A new client token, good for so many seconds. It is returned once and never stored. Raises
+        LedgerUnavailable."""
+        token = tokens.mint(tokens.CLIENT)
+        digest = tokens.digest(token, self._pepper)
+        await self._store.command("SET", keys.token(digest), client.to_json(), "EX", seconds)
+        return token
+
+    async def lifetime(self, tenant: str, key_id: str, digest: str) -> tuple[int, int]:
+        """Now by the server's clock, and when a key, or the token of it that has this digest, ends; in Unix seconds, 0
+        for never. Raises LedgerUnavailable."""
+        now, ends = await self._store.commands(("TIME",), ("HMGET", keys.key(tenant, key_id), f"d:{digest}", "expires"))
+        return int(now[0]), min((int(end) // 1000 for end in ends if end and int(end)), default=0)
 
     async def valid(self, tenant: str, key_id: str) -> bool:
         """Whether a key exists, is not revoked and has not expired. Raises LedgerUnavailable."""
         revoked, expires = await self._store.command("HMGET", keys.key(tenant, key_id), "revoked", "expires")
         return revoked == b"0" and (expires == b"0" or int(expires) > time.time() * 1000)
+
+    async def policy(self, tenant: str, key_id: str) -> KeyPolicy:
+        """What a key narrows now; nothing for one that is not there. Raises LedgerUnavailable."""
+        found = await self._store.command("HGET", keys.key(tenant, key_id), "policy")
+        return KeyPolicy.from_json(found.decode()) if found else KeyPolicy()
 
     async def create(self, tenant: str, name: str, *, expires: int = 0, policy: KeyPolicy) -> tuple[str, str]:
         """A new key: (key id, token). The token is returned once and never stored."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from importlib import resources
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -175,12 +175,15 @@ class JobType(BaseModel):
     enabled: bool = True
     inputs: tuple[InputRule, ...] = ()
     parameters: Mapping[str, Parameter]
+    left_out: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")], ...] = ()
 
     @model_validator(mode="after")
     def _sound(self) -> JobType:
         names = [*self.parameters, *(rule.name for rule in self.inputs)]
         if clash := RESERVED_NAMES.intersection(names):
             raise ValueError(f"the gateway's own fields cannot be parameters: {', '.join(sorted(clash))}")
+        if clash := frozenset(self.left_out).intersection(names):
+            raise ValueError(f"what the type has cannot be left out: {', '.join(sorted(clash))}")
         if len(set(names)) != len(names):
             raise ValueError("parameters and inputs need different names")
         if (self.operation == "edit") != bool(self.inputs):
@@ -207,9 +210,17 @@ class JobType(BaseModel):
         """Maximum price of one job in micro-dollars."""
         return None if self.price_usd is None else parse_usd(self.price_usd)
 
+    @property
+    def model(self) -> str:
+        """The name that OpenAI's clients know it by."""
+        return f"flux-kontext-{self.variant}" if self.type.startswith("inference.flux") else self.variant
+
     def role(self, role: str) -> tuple[str, Parameter] | None:
         """Name and definition of the parameter with a role."""
-        return next(((name, p) for name, p in self.parameters.items() if p.role == role), None)
+        for name, parameter in self.parameters.items():
+            if parameter.role == role:
+                return name, parameter
+        return None
 
 
 @dataclass(frozen=True)
@@ -224,6 +235,10 @@ class Catalog:
         enabled = {(job.operation, job.variant): job for job in self.jobs if job.enabled}
         object.__setattr__(self, "enabled", MappingProxyType(enabled))
         object.__setattr__(self, "prices", MappingProxyType({job.type: job.price for job in self.jobs}))
+
+    def named(self, job_type: str) -> JobType | None:
+        """The enabled type of an upstream name, or None."""
+        return next((job for job in self.enabled.values() if job.type == job_type), None)
 
     def find(self, operation: str, variant: str) -> JobType | None:
         """The enabled type that a caller means, or None."""

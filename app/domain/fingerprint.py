@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 
 from app.domain.job import Job, Request
 
@@ -18,6 +19,7 @@ INCLUDED = ("job_type", "parameters", "seed", "output", "fit", "uploads", "safet
 LEFT_OUT = ("seed_given", "response_format", "user", "tags", "given", "chosen")
 
 
+@lru_cache(1024)
 def scope_secret(pepper: bytes, scope: str) -> bytes:
     """The key of one cache scope (a tenant or a named pool)."""
     return hmac.digest(pepper, b"kontext-gateway/scope/" + scope.encode(), "sha256")
@@ -47,11 +49,11 @@ def fingerprint(job: Job, *, secret: bytes, gate_version: int, keep_metadata: bo
     return hmac.digest(secret, canonical.encode("ascii"), "sha256").hex()
 
 
-def call_digest(request: Request, *, secret: bytes) -> str:
+def call_digest(request: Request, *, secret: bytes, hook: str = "") -> str:
     """Hex digest (64 characters) of everything that a caller wrote, for calls under one name.
 
     Only what was given counts, so that neither a new default nor another choice of `auto` makes a repeat another call;
-    a seed that the gateway assigned does not.
+    a seed that the gateway assigned does not. `hook` is the webhook that is asked for.
     """
     given = {name: value for name, value in request.parameters.items() if name in request.given}
     canonical = json.dumps(
@@ -62,7 +64,7 @@ def call_digest(request: Request, *, secret: bytes) -> str:
             request.seed if request.seed_given else None,
             request.safety_asked,
             [request.output, request.fit, request.response_format],
-            [request.user, request.tags],
+            [request.user, request.tags, hook],
             {name: upload.sha256 for name, upload in request.uploads.items()},
         ],
         sort_keys=True,
@@ -71,3 +73,8 @@ def call_digest(request: Request, *, secret: bytes) -> str:
         allow_nan=False,
     )
     return hmac.digest(secret, b"call/" + canonical.encode("ascii"), "sha256").hex()
+
+
+def prompt_digest(prompt: str, *, secret: bytes) -> str:
+    """Hex digest (64 characters) by which equal prompts of one scope are told, and none is found without its key."""
+    return hmac.digest(secret, b"prompt/" + prompt.encode("utf-8", "surrogatepass"), "sha256").hex()

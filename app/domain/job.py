@@ -7,22 +7,52 @@ policy too and says exactly what goes upstream.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from app.domain.catalog import JobType
+from app.domain.client_token import ClientToken
 from app.domain.tenant import KeyPolicy, Tenant
 from app.domain.upload import Upload
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is asking: a tenant's key, as authenticated for this request."""
+    """Who is asking: a tenant's key, or a client token that it minted, as authenticated for this request.
+
+    With a client token, `tenant` and `policy` are those of its key, narrowed; `token_digest` is its key's, so that
+    every script that asks whether the key is valid asks it of the token too.
+    """
 
     tenant: Tenant
     key_id: str
     token_digest: str
     policy: KeyPolicy
+    client: ClientToken | None = None
+
+    @property
+    def holder(self) -> str:
+        """Whose names and recent jobs these are: the client token's own, else the key's."""
+        return self.key_id if self.client is None else self.client.id
+
+    def narrowed(self, client: ClientToken) -> Caller:
+        """This caller within what a client token may do."""
+        safety = replace(self.tenant.safety, most=client.ceiling)
+        policy = replace(
+            self.policy,
+            operations=_both(self.policy.operations, client.operations),
+            variants=_both(self.policy.variants, client.variants),
+        )
+        return replace(self, tenant=replace(self.tenant, safety=safety), policy=policy, client=client)
+
+    def under(self, tenant: Tenant) -> Caller:
+        """This caller under its tenant's policy of another moment."""
+        moved = replace(self, tenant=tenant)
+        return moved if self.client is None else moved.narrowed(self.client)
+
+
+def _both(allowed: tuple[str, ...] | None, bound: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in bound if allowed is None or name in allowed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,10 @@ policy may have become stricter in between.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from app.domain.catalog import JobType
-from app.domain.job import Caller, Job, Request, SafetyDecision
+from app.domain.job import Ask, Caller, Job, Request, SafetyDecision
 from app.domain.tenant import Tenant
 from app.errors import GatewayError, InvalidRequest, Refused
 
@@ -40,9 +42,27 @@ def usable(caller: Caller, job_type: JobType) -> bool:
         allow(caller, job_type.operation, job_type.variant)
     except Refused:
         return False
-    rule = caller.tenant.safety.rules.get(job_type.operation)
-    held = job_type.role("safety") is not None or rule is None or rule.ceiling is None
-    return held or job_type.variant in caller.tenant.safety.allow_without_knob
+    safety = caller.tenant.safety
+    held = job_type.role("safety") is not None or safety.limit(job_type.operation) is None
+    return held or job_type.variant in safety.allow_without_knob
+
+
+def ceiling_of(tenant: Tenant, job_type: JobType) -> int | None:
+    """The highest `safety_tolerance` that a tenant's jobs of a type may have; None for a type without the knob."""
+    if (knob := job_type.role("safety")) is None:
+        return None
+    limit = tenant.safety.limit(job_type.operation, int(knob[1].default or 0))
+    return min(limit or 0, int(knob[1].maximum or 0))
+
+
+def bound(caller: Caller, ask: Ask) -> Ask:
+    """The ask in the name of the end user that a client token stands for. Raises InvalidRequest: of another's."""
+    client = caller.client
+    if client is None or ("user" not in ask.fields and client.user is None):
+        return ask
+    if ask.fields.get("user", client.user) != client.user:
+        raise InvalidRequest("`user` is not the one that this client token was minted for.", field="user")
+    return replace(ask, fields={**ask.fields, "user": client.user})
 
 
 def admit(caller: Caller, operation: str) -> None:
@@ -73,7 +93,7 @@ def decide(tenant: Tenant, request: Request) -> SafetyDecision:
     """
     job_type = request.job_type
     rule = tenant.safety.rules.get(job_type.operation)
-    limit = rule.ceiling if rule else None
+    limit = tenant.safety.limit(job_type.operation)
     knob = job_type.role("safety")
     if knob is None:
         if limit is not None and job_type.variant not in tenant.safety.allow_without_knob:
@@ -85,8 +105,7 @@ def decide(tenant: Tenant, request: Request) -> SafetyDecision:
                 ceiling=limit,
             )
         return SafetyDecision(None, None, limit, "no_knob")
-    lowest, highest, default = (int(bound or 0) for bound in (knob[1].minimum, knob[1].maximum, knob[1].default))
-    ceiling = min(default if limit is None else limit, highest)
+    lowest, default, ceiling = int(knob[1].minimum or 0), int(knob[1].default or 0), ceiling_of(tenant, job_type) or 0
     if ceiling < lowest:
         text = f"{job_type.variant} takes no `{knob[0]}` below {lowest}, so the ceiling of {ceiling} cannot be held."
         raise Refused("safety_ceiling", text, field="variant", ceiling=ceiling)
@@ -127,9 +146,7 @@ def readable(tenant: Tenant, operation: str, variant: str, applied: int | None, 
     """
     if tenant.suspended:
         return False
-    rule = tenant.safety.rules.get(operation)
-    limit = rule.ceiling if rule and rule.ceiling is not None else None
     if applied is None:
-        return limit is None or variant in tenant.safety.allow_without_knob
-    ceiling = default if limit is None else limit
+        return tenant.safety.limit(operation) is None or variant in tenant.safety.allow_without_knob
+    ceiling = tenant.safety.limit(operation, default)
     return ceiling is None or applied <= ceiling

@@ -8,22 +8,25 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from functools import lru_cache
 
 MICRO = 1_000_000
+MAX_USD = 1_000_000_000  # micro-dollars up to nine times this are counted exactly by a script's numbers
 
 
+@lru_cache(1024)
 def parse_usd(text: str) -> int:
     """Micro-dollars of a decimal string such as "0.04".
 
     Raises:
-        ValueError: not a plain positive decimal with at most six places.
+        ValueError: not a plain positive decimal with at most six places, or more than a script can count exactly.
     """
     try:
         amount = Decimal(text) * MICRO
     except InvalidOperation:
         raise ValueError("must be a decimal amount of dollars such as 0.04") from None
-    if not amount.is_finite() or amount <= 0 or amount != amount.to_integral_value():
-        raise ValueError("must be above zero and have at most six decimal places")
+    if not amount.is_finite() or not 0 < amount <= MAX_USD * MICRO or amount != amount.to_integral_value():
+        raise ValueError(f"must be above zero, up to {MAX_USD}, and have at most six decimal places")
     return int(amount)
 
 

@@ -1,11 +1,13 @@
 """Signed, expiring links to stored pictures: whoever holds one may read that picture until it expires.
 
-Pure. A link names the tenant and the key it was made for; the pipeline checks both again when it is read.
+Pure. A link names the tenant and the key it was made for; both are checked again when it is read. Two secrets can be
+live at a time, so that one can be exchanged for another while links of both work.
 """
 
 from __future__ import annotations
 
 import hmac
+from collections.abc import Sequence
 from urllib.parse import urlencode
 
 
@@ -21,7 +23,10 @@ def link(secret: bytes, image_id: str, tenant: str, key_id: str, expires: int) -
     return f"/v1/images/{image_id}?{urlencode(query)}"
 
 
-def verify(secret: bytes, image_id: str, tenant: str, key_id: str, expires: int, signature: str, *, now: float) -> bool:
-    """Whether a link is genuine and has not expired; compared in constant time."""
-    genuine = hmac.compare_digest(sign(secret, image_id, tenant, key_id, expires).encode(), signature.encode())
-    return genuine and now < expires
+def verify(
+    secrets: Sequence[bytes], image_id: str, tenant: str, key_id: str, expires: int, signature: str, *, now: float
+) -> bool:
+    """Whether a link is genuine under one of the secrets and has not expired; compared in constant time."""
+    made = [sign(secret, image_id, tenant, key_id, expires).encode() for secret in secrets]
+    genuine = [hmac.compare_digest(one, signature.encode()) for one in made]
+    return any(genuine) and now < expires

@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from app.domain.pricing import MICRO, parse_usd
+from app.domain.pricing import MAX_USD, parse_usd
 
 Per = Literal["minute", "hour", "day", "week", "month"]
 Positive = Annotated[int, Field(gt=0)]
@@ -83,11 +83,21 @@ class SafetyRule:
 
 @dataclass(frozen=True, slots=True)
 class Safety:
-    """The rules by operation, what happens above a ceiling, and the variants allowed though they have no knob."""
+    """The rules by operation, what happens above a ceiling, and the variants allowed though they have no knob.
+
+    `most` is a ceiling over all of them, which only a client token has.
+    """
 
     rules: Mapping[str, SafetyRule] = field(default_factory=lambda: MappingProxyType({}))
     mode: Literal["clamp", "reject"] = "clamp"
     allow_without_knob: frozenset[str] = frozenset()
+    most: int | None = None
+
+    def limit(self, operation: str, default: int | None = None) -> int | None:
+        """The ceiling of an operation, before what a job type takes; `default` where the policy sets none."""
+        rule = self.rules.get(operation)
+        own = rule.ceiling if rule and rule.ceiling is not None else default
+        return min((bound for bound in (own, self.most) if bound is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +163,13 @@ _KEY_POLICY = TypeAdapter(KeyPolicy)
 # raises ValueError with a sentence that goes on from the name of what was set.
 
 PERS: tuple[Per, ...] = get_args(Per)
-MAX_USD = 1_000_000_000
 MAX_IMAGES = 1_000_000_000
 MAX_RATE = 1_000_000  # one a microsecond is the finest that the ledger counts
 MAX_CONCURRENCY = 10_000
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _HOST = r"(?:[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?"
 _ORIGIN = re.compile(rf"(https?)://{_HOST}")
-_WEBHOOK = re.compile(rf"(https)://{_HOST}(/[A-Za-z0-9._~!$&'()+,;=:@%/-]*)?")
+_WEBHOOK = re.compile(rf"(https|http(?=://127\.0\.0\.1:))://{_HOST}(/[A-Za-z0-9._~!$&'()+,;=:@%/-]*)?")
 
 
 def parse_rate(text: str, *, burst: int | None = None) -> Rate:
@@ -214,7 +223,7 @@ def parse_duration(text: str) -> int:
 
 def parse_amount(text: str) -> int:
     plain = re.fullmatch(r"(0|[1-9][0-9]{0,9})(\.[0-9]{1,6})?", text)
-    if not plain or not text.strip("0.") or parse_usd(text) > MAX_USD * MICRO:
+    if not plain or not text.strip("0."):
         raise ValueError(f'must be dollars such as "5.00": above 0, up to {MAX_USD}, with at most six decimals')
     return parse_usd(text)
 

@@ -187,7 +187,7 @@ _RESOLVER: Any = yaml.resolver.Resolver()
 # Controls, stray surrogates (bytes that were not UTF-8), and what YAML, but no editor, takes for the end of a line.
 _ODD = re.compile("[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffc\U00010000-\U0010ffff]|\r(?!\n)")
 _CACHE = {"scope": "scope", "ttl": "ttl_seconds"}
-_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
 class _Found(NamedTuple):
@@ -287,7 +287,7 @@ class _Reader:
                 near = words.nearest(name, kind) or f"; known here: {', '.join(kind)}"
                 self.note(line, path, f"is not a known field{near}")
                 continue
-            if isinstance(kind, _ById) and not _ID.fullmatch(name):
+            if isinstance(kind, _ById) and not ID.fullmatch(name):
                 rule = "must be 1 to 63 characters a-z, 0-9, _ and -, the first a letter or digit"
                 self.note(line, path, "is reserved for metrics" if name == "_other" else rule)
             block[name] = self.read(child, kind[name] if isinstance(kind, dict) else kind.item, path)

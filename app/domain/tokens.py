@@ -1,6 +1,8 @@
-"""API keys as text: minted once, recognised by their checksum without a look-up, stored only as a keyed hash.
+"""API keys and client tokens as text: minted once, recognised by their checksum without a look-up, stored only as a
+keyed hash.
 
-Pure. Called by the key commands and the admin surface to mint, by authentication to keep garbage away from Redis.
+Pure. Called by the key commands, the admin surface and the minting of client tokens to mint, by authentication to keep
+garbage away from Redis.
 """
 
 from __future__ import annotations
@@ -12,23 +14,25 @@ import string
 import zlib
 
 PREFIX = "kgw_live_"
+CLIENT = "kgw_client_"  # prefix of what a browser may hold
 ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _SECRET, _CHECK, _SHOWN = 32, 6, 4
-_FORM = re.compile(rf"{PREFIX}([0-9A-Za-z]{{{_SECRET}}})([0-9A-Za-z]{{{_CHECK}}})")
+_FORM = re.compile(rf"(?:{PREFIX}|{CLIENT})([0-9A-Za-z]{{{_SECRET}}})([0-9A-Za-z]{{{_CHECK}}})")
 
 
-def mint() -> str:
+def mint(prefix: str = PREFIX) -> str:
     """A new key: `kgw_live_`, 32 random base62 characters (190 bits), and their checksum.
 
     The checksum is the CRC-32 (as in zlib) of exactly those 32 characters as ASCII bytes, without the prefix, written
     as six base62 digits (0-9, A-Z, a-z), most significant first, padded with `0`.
     """
     secret = "".join(secrets.choice(ALPHABET) for _ in range(_SECRET))
-    return PREFIX + secret + _checksum(secret)
+    return prefix + secret + _checksum(secret)
 
 
 def well_formed(token: str) -> bool:
-    """Whether a text can be a key at all: prefix, length, alphabet, checksum. Never looks past the length of a key."""
+    """Whether a text can be a key or client token at all: prefix, length, alphabet, checksum. Never looks past its
+    length."""
     found = _FORM.fullmatch(token)
     return found is not None and hmac.compare_digest(_checksum(found[1]), found[2])
 

@@ -12,10 +12,12 @@ from functools import cached_property
 
 
 class Upload:
-    """The bytes of one input as they came; `released` is told their number when they are let go of."""
+    """The bytes of one input as they came; `released` is told their number when they are let go of. `image_id` is the
+    stored picture that they are, where they were named by id."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, image_id: str | None = None) -> None:
         self._data: bytes | None = data
+        self.image_id = image_id
         self.released: Callable[[int], None] | None = None
         self.size = len(data)
 

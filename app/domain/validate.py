@@ -57,7 +57,7 @@ def validate(ask: Ask, catalog: Catalog, *, uploads_needed: bool = True) -> Requ
         output=output,
         fit=_choice(ask, "fit", ("auto", "strict")) or "auto",  # type: ignore[arg-type]
         response_format=_choice(ask, "response_format", ("url", "b64_json")) or "url",  # type: ignore[arg-type]
-        user=_user(ask.fields["user"]) if "user" in ask.fields else None,
+        user=read_user(ask.fields["user"]) if "user" in ask.fields else None,
         tags=_tags(ask.fields["tags"]) if "tags" in ask.fields else (),
         uploads=ask.uploads,
         safety_asked=asked,
@@ -130,7 +130,8 @@ def _choice(ask: Ask, name: str, choices: tuple[str, ...]) -> str | None:
     return value
 
 
-def _user(value: object) -> str:
+def read_user(value: object) -> str:
+    """An end user's name. Raises InvalidRequest."""
     legal = isinstance(value, str) and 1 <= len(value) <= MAX_USER_LENGTH and value.isprintable()
     if not legal:
         raise InvalidRequest(f"`user` must have 1 to {MAX_USER_LENGTH} printable characters.", field="user")

@@ -9,14 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
+from typing import Literal
 from zoneinfo import ZoneInfo
 
 from app.domain.tenant import Per
 
+Span = Per | Literal["life"]  # `life`: all time, for what has an end of its own, such as a client token
+FOREVER = (0, 253_402_300_799)
 _ELAPSED = {"minute": 60, "hour": 3600}
+_latest: dict[tuple[Per, str], tuple[int, int]] = {}  # finding a window costs more than all else a hit does with money
 
 
-def window(per: Per, timezone: str, at: float) -> tuple[int, int]:
+def window(per: Span, timezone: str, at: float) -> tuple[int, int]:
     """The calendar window [start, end) that holds an instant; all three in Unix seconds.
 
     A day starts at the first instant whose local date has come: at 01:00 where clocks jump over midnight, at the first
@@ -27,7 +32,21 @@ def window(per: Per, timezone: str, at: float) -> tuple[int, int]:
     Raises:
         zoneinfo.ZoneInfoNotFoundError: no such zone; the tenants file has been checked for that.
     """
-    zone, now = ZoneInfo(timezone), math.floor(at)
+    if per == "life":
+        return FOREVER
+    start, end = _latest.get((per, timezone), (0, 0))
+    if not start <= at < end:
+        start, end = _latest[per, timezone] = _find(per, ZoneInfo(timezone), math.floor(at))
+    return start, end
+
+
+@lru_cache(256)
+def local_date(timezone: str, at: float) -> date:
+    """The local date of an instant in Unix seconds."""
+    return _local(ZoneInfo(timezone), math.floor(at)).date()
+
+
+def _find(per: Per, zone: ZoneInfo, now: int) -> tuple[int, int]:
     if per in _ELAPSED:
         return _elapsed(_ELAPSED[per], zone, now)
     first = _first_date(per, _local(zone, now).date())
@@ -36,11 +55,6 @@ def window(per: Per, timezone: str, at: float) -> tuple[int, int]:
     while now >= (end := _begin(zone, following := _next_date(per, first))):
         first, start = following, end
     return start, end
-
-
-def local_date(timezone: str, at: float) -> date:
-    """The local date of an instant in Unix seconds."""
-    return _local(ZoneInfo(timezone), math.floor(at)).date()
 
 
 def _first_date(per: Per, day: date) -> date:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
@@ -17,17 +18,18 @@ import orjson
 from app.domain.job import Job
 from app.domain.usage import group
 from app.domain.windows import local_date
-from app.errors import GatewayError, LedgerUnavailable
+from app.errors import GatewayError, LedgerUnavailable, Refused
 from app.quota.ledger import End, Finish, Ledger, window_key
 from app.quota.limits import caps, places
 from app.quota.names import Claim
-from app.quota.refusals import cap_refusal, key_refusal, place_refusal
+from app.quota.refusals import cap_refusal, key_refusal, place_refusal, told
 from app.store import keys
 from app.store.redis import Script, script
 
 RESERVE = script("app.quota", "reserve")
 DISPATCH = script("app.quota", "dispatch")
 RETRACT = script("app.quota", "retract")
+SIT = script("app.quota", "sit")
 
 
 BILLABLE = "RESERVED,DISPATCHING"
@@ -38,6 +40,24 @@ class NotLeading(Exception):
     """Another process leads the flight that the reservation was for: nothing was reserved."""
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A job's entry in its tenant's queue: it owns the hold until a worker takes a seat, or the job expires.
+
+    Args:
+        size: bytes that the job keeps in Redis until it ends.
+        keep: ms that it has its name at most.
+    """
+
+    job: str
+    size: int
+    keep: int
+
+    def keys(self, tenant: str) -> tuple[str, ...]:
+        """What the reserve script touches for it."""
+        return (keys.queue(tenant), keys.job(tenant, self.job), keys.waiting(tenant), keys.queued_bytes(tenant))
+
+
 class Hold:
     """One reservation: RESERVED -> DISPATCHING -> SETTLED | REFUNDED | AMBIGUOUS.
 
@@ -46,6 +66,9 @@ class Hold:
         at_once: acknowledge the dispatch in the same step, because a slot is believed to be free; the state is then
             `cleared`: nothing was sent, and nothing but `dispatch` is needed to send it. `retract` takes it back.
         claim: the call's name; it is taken for good with the dispatch, and its answer kept with the end.
+        entry: the job enters its tenant's queue with the hold, and takes no places yet.
+        abreast: how many jobs hold with this one or not at all, where it is not alone. Where every concurrent job is
+            taken such a one holds the rest without a place; `standing` then says so, and `sit` takes the place later.
     """
 
     def __init__(
@@ -57,8 +80,13 @@ class Hold:
         *,
         at_once: bool = False,
         claim: Claim | None = None,
+        entry: Entry | None = None,
+        abreast: Callable[[], int] | None = None,
     ) -> None:
-        self._if_leading, self._at_once, self._claim = if_leading, at_once, claim
+        self._if_leading, self._at_once, self._claim, self._entry = if_leading, at_once, claim, entry
+        self._abreast = abreast
+        self.standing: Refused | None = None
+        self.unheard = False  # whether the ledger was asked to hold it, and did not say what came of that
         self._name = () if claim is None else (claim.key,)
         self._ledger = ledger
         self._job = job
@@ -87,17 +115,36 @@ class Hold:
         try:
             await asyncio.shield(asking)
         except asyncio.CancelledError:
-            # Bounded by the commands' own timeouts; a hold made in the meantime is given back at once.
-            await asyncio.wait([asking])
-            if asking.exception() is None:
-                await self.refund(reason="left")
+            # Bounded by the commands' own timeouts; shielded, because a second cancellation must not lose the hold.
+            await asyncio.shield(self._give_back(asking))
             raise
         return self
 
+    async def _give_back(self, asking: asyncio.Future[None]) -> None:
+        """A hold that is made although its caller has left is given back at once."""
+        await asyncio.wait([asking])
+        if asking.exception() is None:
+            await self._left()
+
+    async def enter_queue(self) -> None:
+        """Hold it for the queue's entry, which sees to the end of it.
+
+        Raises:
+            Refused: no room at one of the levels, or the key was revoked or has expired.
+            LedgerUnavailable: no answer; what may have been held is given back, unless a worker sends it before:
+                with `unheard` it may be in the queue.
+        """
+        await asyncio.shield(self._reserve())
+        self._ledger.active.discard(self.id)
+
+    async def _left(self) -> None:
+        await self.refund(reason="left")
+
     async def _reserve(self) -> None:
-        ledger, job = self._ledger, self._job
+        ledger, job, entry = self._ledger, self._job, self._entry
         tenant, user = self._tenant, self._job.request.user
-        found, seats = caps(job.caller, user), places(job.caller, user)
+        found, seats = caps(job.caller, user), () if entry else places(job.caller, user)
+        queue = entry.keys(tenant.id) if entry else ()
         seat_keys = [keys.concurrency(tenant.id, seat.level, seat.subject) for seat in seats]
         ledger.active.add(self.id)
         try:
@@ -107,11 +154,14 @@ class Hold:
                 usage = keys.usage(tenant.id, start)
                 taken = [*seat_keys, *(window_key(tenant.id, cap, spans) for cap in found)]
                 ask = {
-                    "id": self.id, "owner": ledger.owner, "digest": job.caller.token_digest,
+                    "id": self.id, "owner": entry.job if entry else ledger.owner, "digest": job.caller.token_digest,
                     "epoch": ledger.epoch.check(), "mark": ledger.epoch.mark(tenant.id), "amount": job.price,
                     "spans": [[per, *spans[per]] for per in order], "conc": [seat.cap for seat in seats],
                     "limits": [
-                        [cap.cap, job.price if cap.kind == "usd" else 1, order.index(cap.per) + 1, cap.kind]
+                        [
+                            cap.cap, job.price if cap.kind == "usd" else 1, order.index(cap.per) + 1, cap.kind,
+                            *([cap.until + keys.CLIENT_KEEP_S] if cap.until else ()),
+                        ]
                         for cap in found
                     ],
                     "keep": keys.WINDOW_KEEP_S, "facts": self.facts,
@@ -127,16 +177,25 @@ class Hold:
                     ask["at_once"] = True
                 if self._claim:
                     ask["claim"] = self._claim.id
+                if entry:
+                    ask["queue"] = {"job": entry.job, "bytes": entry.size, "keep": entry.keep}
+                if self._abreast:
+                    ask["stand"] = True
+                self.unheard = True
                 reply = await self._ask(
                     RESERVE,
                     [keys.ledger(tenant.id), keys.reservation(tenant.id, self.id), keys.outstanding(tenant.id),
                      keys.key(tenant.id, job.caller.key_id), usage, keys.days(tenant.id),
-                     keys.jobs(tenant.id, job.caller.key_id), *taken, *self._name,
-                     *filter(None, (self._if_leading,))],
+                     keys.jobs(tenant.id, job.caller.holder), *taken, *self._name,
+                     *filter(None, (self._if_leading,)), *queue],
                     [orjson.dumps(ask)],
                 )  # fmt: skip
+                self.unheard = False
                 match reply[0]:
-                    case b"ok":
+                    case b"ok" | b"stand":
+                        if reply[0] == b"stand":
+                            self.standing = place_refusal(seats[int(reply.pop(2)) - 1], job.type)
+                            taken = taken[len(seats) :]
                         self._usage, self._taken = usage, tuple(taken)
                         self.state = "cleared" if self._at_once else "reserved"
                         ledger.epoch.saw(tenant.id, reply[1])
@@ -148,11 +207,12 @@ class Hold:
                         ledger.correct_span(tenant, reply)
                     case b"conc":
                         seat = seats[int(reply[1]) - 1]
-                        raise place_refusal(seat, job.type)
+                        raise told(job.caller, place_refusal(seat, job.type))
                     case b"limit":
                         cap = found[int(reply[1]) - 1]
-                        add = job.price if cap.kind == "usd" else 1
-                        raise cap_refusal(cap, spans[cap.per], int(reply[2]), int(reply[3]), add, ledger.now())
+                        add = (job.price if cap.kind == "usd" else 1) * (self._abreast() if self._abreast else 1)
+                        refusal = cap_refusal(cap, spans[cap.per], int(reply[2]), int(reply[3]), add, ledger.now())
+                        raise told(job.caller, refusal)
                     case b"key":
                         raise key_refusal(reply[1])
                     case b"follow":
@@ -165,9 +225,10 @@ class Hold:
                         break
             raise LedgerUnavailable()
         except LedgerUnavailable:
-            if self._at_once:  # it may stand there as dispatched, and certainly was not sent
+            if self._at_once or entry:  # it may stand there as dispatched or queued, and certainly was not sent
                 self._usage, self._taken, self.state = usage, tuple(taken), "cleared"
-                ledger.unwritten[self.id] = self._finish("REFUNDED", UNSENT, 0, {"reason": "unsent"})
+                sources = "RESERVED" if entry else UNSENT
+                ledger.unwritten[self.id] = self._finish("REFUNDED", sources, 0, {"reason": "unsent"})
             ledger.active.discard(self.id)
             raise
         except BaseException:
@@ -175,6 +236,43 @@ class Hold:
             # back.
             ledger.active.discard(self.id)
             raise
+
+    async def sit(self) -> bool:
+        """Take the concurrency place that was not free when the rest was held; whether it is this job's by now.
+
+        Raises LedgerUnavailable.
+        """
+        if self.standing is not None:
+            asking = asyncio.ensure_future(self._sit())
+            try:
+                await asyncio.shield(asking)
+            except asyncio.CancelledError:
+                await asyncio.wait([asking])  # what it took is to be given back with the rest
+                raise
+        return self.standing is None
+
+    async def _sit(self) -> None:
+        tenant, seats = self._tenant.id, places(self._job.caller, self._job.request.user)
+        seat_keys = [keys.concurrency(tenant, seat.level, seat.subject) for seat in seats]
+        try:
+            reply = await self._ask(
+                SIT,
+                [keys.ledger(tenant), keys.reservation(tenant, self.id), *seat_keys],
+                [self.id, self._ledger.owner, *(seat.cap for seat in seats)],
+            )
+        except LedgerUnavailable:
+            # Whether it sits is unknown, and with it which keys its end must name: the reaper reads that, and ends it.
+            self.state = "ended"
+            self._ledger.active.discard(self.id)
+            raise
+        match reply[0]:
+            case b"ok":
+                self._taken, self.standing = (*seat_keys, *self._taken), None
+                self._ledger.epoch.saw(tenant, reply[1])
+            case b"conc":
+                self.standing = place_refusal(seats[int(reply[1]) - 1], self._job.type)
+            case _:
+                raise LedgerUnavailable("This job's reservation was reaped meanwhile; nothing was dispatched.")
 
     async def dispatch(self) -> None:
         """Acknowledge in Redis that the job is about to be sent.
@@ -211,6 +309,10 @@ class Hold:
     async def retract(self) -> None:
         """Back to RESERVED: not sent after all, or an answer proves that nothing was billed. Raises
         LedgerUnavailable."""
+        if not await self._retracted():
+            raise LedgerUnavailable("This job's reservation was reaped meanwhile; it is not sent again.")
+
+    async def _retracted(self) -> bool:
         tenant = self._tenant.id
         reply = await self._ask(
             RETRACT,
@@ -218,10 +320,11 @@ class Hold:
             [self._ledger.owner, self._fence, *self._claimed],
         )
         if reply[0] != b"ok":
-            raise LedgerUnavailable("This job's reservation was reaped meanwhile; it is not sent again.")
+            return False
         self._fence += 1
         self.state = "reserved"
         self._ledger.epoch.saw(tenant, reply[1])
+        return True
 
     async def settle(self, paid: int, told: object = None, **row: Any) -> str:
         """Charge `paid` micro-dollars. `row` goes into the ledger row; `told` is what the call came to, for the answer

@@ -17,7 +17,8 @@ import orjson
 
 from app.domain import windows
 from app.domain.job import Caller
-from app.domain.tenant import KeyPolicy, Limits, Per, Tenant
+from app.domain.tenant import KeyPolicy, Limits, Tenant
+from app.domain.windows import Span
 from app.errors import LedgerUnavailable
 from app.quota.epoch import Epoch
 from app.quota.limits import Cap, caps
@@ -59,7 +60,8 @@ class Finish:
     amount: int
     unsent: bool = False
     name: str = ""  # key of the call's name, if it has one, and the answer to keep there
-    answer: bytes = b""
+    answer: bytes | memoryview = b""
+    asked: bool = False  # before, without an answer
 
     @classmethod
     def from_record(
@@ -88,7 +90,7 @@ class Ledger:
         self.active: set[str] = set()
         self.unwritten: dict[str, Finish] = {}
         self._policies: dict[tuple[str, str], tuple[str, KeyPolicy]] = {}
-        self._spans: dict[tuple[str, Per], tuple[int, int]] = {}
+        self._spans: dict[tuple[str, Span], tuple[int, int]] = {}
         self._clock_offset: float | None = None
 
     def now(self) -> float:
@@ -157,16 +159,16 @@ class Ledger:
                 await self.epoch.mismatch(tenant, reply[1])
                 raise LedgerUnavailable()
 
-    def propose_spans(self, tenant: Tenant, periods: set[Per]) -> dict[Per, tuple[int, int]]:
+    def propose_spans(self, tenant: Tenant, periods: set[Span]) -> dict[Span, tuple[int, int]]:
         """The calendar windows believed to be open, [start, end) in Unix seconds."""
         now = self.now()
-        spans: dict[Per, tuple[int, int]] = {}
+        spans: dict[Span, tuple[int, int]] = {}
         for per in sorted(periods):
             known = self._spans.get((tenant.id, per))
             spans[per] = known if known and known[0] <= now < known[1] else windows.window(per, tenant.timezone, now)
         return spans
 
-    async def _open_spans(self, tenant: Tenant, periods: set[Per]) -> dict[Per, tuple[int, int]]:
+    async def _open_spans(self, tenant: Tenant, periods: set[Span]) -> dict[Span, tuple[int, int]]:
         """The windows that are open in Redis; where none is, the one that would be opened now."""
         spans = self.propose_spans(tenant, periods)
         if spans:
@@ -179,7 +181,7 @@ class Ledger:
 
     def correct_span(self, tenant: Tenant, reply: list[bytes]) -> None:
         """Take over what the reserve script said about a window."""
-        per: Per = reply[1].decode()  # type: ignore[assignment]
+        per: Span = reply[1].decode()  # type: ignore[assignment]
         now = int(reply[4])
         self._clock_offset = now - time.monotonic()
         if reply[2]:
@@ -187,28 +189,41 @@ class Ledger:
         else:
             self._spans[tenant.id, per] = windows.window(per, tenant.timezone, now)
 
-    async def finish(self, call: Finish) -> str:
-        """Write the end of a reservation, now or, when Redis is away, later; the state word the script answered."""
+    async def finish(self, call: Finish, *, keep: bool = True) -> str:
+        """Write the end of a reservation; the state word the script answered, or `unwritten`.
+
+        Args:
+            keep: an end that cannot be written now is written later. Without it nothing of it is left behind: for who
+                ends a reservation that another is at work on, and asks again.
+        """
         try:
             reply = await write(self.store, call, self.owner)
         except LedgerUnavailable:
-            self.unwritten[call.reservation] = call
+            call.asked = True
+            if keep:
+                self.unwritten[call.reservation] = call
             return "unwritten"
-        asked_before = self.unwritten.pop(call.reservation, None)
-        self.active.discard(call.reservation)
+        asked = call.asked
+        if keep:
+            asked = self.unwritten.pop(call.reservation, None) is not None or asked
+            self.active.discard(call.reservation)
         if reply[0] == b"done":
             self.epoch.saw(call.tenant, reply[1])
             self._moved(Moved(call.end, reply[3].decode(), int(reply[2]), call.amount, call.row))
-        elif reply[0] == b"already" and asked_before and reply[3].decode() == self.owner:
+        elif reply[0] == b"already" and asked and reply[3].decode() == self.owner:
             # It was this process that won, and the reply that said so was lost: nobody else counts it.
             self._moved(Moved(call.end, reply[5].decode(), int(reply[4]), call.amount, call.row))
         return str(reply[0].decode())
 
     async def write_unwritten(self) -> None:
-        """Try again whatever could not be written; called by the heartbeat."""
+        """Try again whatever could not be written; called by the heartbeat. One that fails for a reason of its own
+        holds up no other."""
         for call in list(self.unwritten.values()):
             if await self.finish(call) == "unwritten":
-                return
+                try:
+                    await self.store.command("PING")
+                except LedgerUnavailable:
+                    return
 
     async def usage(self, caller: Caller, user: str | None) -> list[dict[str, Any]]:
         """Every cap of a caller in public words. Raises LedgerUnavailable."""
@@ -236,7 +251,7 @@ class Ledger:
         return min(int(cap["remaining_micro_usd"]) for cap in found if cap["kind"] == "budget")
 
 
-def window_key(tenant: str, cap: Cap, spans: Mapping[Per, tuple[int, int]]) -> str:
+def window_key(tenant: str, cap: Cap, spans: Mapping[Span, tuple[int, int]]) -> str:
     """The counter of a cap in the open window."""
     return keys.window(tenant, cap.level, cap.subject, cap.kind, cap.per, spans[cap.per][0])
 

@@ -1,4 +1,5 @@
-"""Which limits stand between a job and its money: the levels tenant, key and end user, as data for the scripts.
+"""Which limits stand between a job and its money: the levels tenant, key, client token and end user, as data for the
+scripts.
 
 Pure. A level's caps of the same kind and period collapse into the smallest, because they share one counter.
 """
@@ -10,22 +11,25 @@ from dataclasses import dataclass
 from typing import Literal
 
 from app.domain.job import Caller
-from app.domain.tenant import Limits, Per
+from app.domain.tenant import Limits
+from app.domain.windows import Span
 from app.store import keys
 
-Level = Literal["tenant", "key", "user"]
+Level = Literal["tenant", "key", "token", "user"]
 Kind = Literal["usd", "img"]
 
 
 @dataclass(frozen=True, slots=True)
 class Cap:
-    """One counter with its cap: micro-dollars for `usd`, images for `img`."""
+    """One counter with its cap: micro-dollars for `usd`, images for `img`. `until` (Unix seconds) is the end of what
+    has the whole of its life for one window."""
 
     level: Level
     subject: str
     kind: Kind
-    per: Per
+    per: Span
     cap: int
+    until: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +51,22 @@ def levels(caller: Caller, user: str | None) -> Iterator[tuple[Level, str, Limit
 
 def caps(caller: Caller, user: str | None) -> tuple[Cap, ...]:
     """Every budget and image quota that a job must fit into."""
-    smallest: dict[tuple[Level, str, Kind, Per], int] = {}
+    smallest: dict[tuple[Level, str, Kind, Span], int] = {}
     for level, subject, limits in levels(caller, user):
         for budget in limits.budgets:
-            usd: tuple[Level, str, Kind, Per] = (level, subject, "usd", budget.per)
+            usd: tuple[Level, str, Kind, Span] = (level, subject, "usd", budget.per)
             smallest[usd] = min(budget.micro_usd, smallest.get(usd, budget.micro_usd))
         for quota in limits.images:
-            img: tuple[Level, str, Kind, Per] = (level, subject, "img", quota.per)
+            img: tuple[Level, str, Kind, Span] = (level, subject, "img", quota.per)
             smallest[img] = min(quota.max, smallest.get(img, quota.max))
-    return tuple(Cap(*at, cap) for at, cap in smallest.items())
+    return (*(Cap(*at, cap) for at, cap in smallest.items()), *_of_a_token(caller))
+
+
+def _of_a_token(caller: Caller) -> Iterator[Cap]:
+    if (client := caller.client) is not None:
+        yield Cap("token", client.id, "img", "life", client.images, client.expires)
+        if client.micro_usd is not None:
+            yield Cap("token", client.id, "usd", "life", client.micro_usd, client.expires)
 
 
 def places(caller: Caller, user: str | None) -> tuple[Places, ...]:

@@ -1,4 +1,5 @@
 """Ends what its owner cannot end any more: reservations of dead processes, and our own that nobody works on.
+What a dead worker of the queue had not sent goes back there; what the queue owns is the queue's to end.
 
 Runs on every replica; the finish script lets exactly one of them win. Never sent means refund; maybe sent means
 charged and ambiguous. When Redis is away a pass is skipped and the next one does its work.
@@ -6,7 +7,10 @@ charged and ambiguous. When Redis is away a pass is skipped and the next one doe
 
 from __future__ import annotations
 
+import json
+
 from app.quota.ledger import Finish, Ledger
+from app.quota.seat import unseat
 from app.store import keys
 from app.store.lease import Incarnation
 
@@ -25,12 +29,17 @@ async def reap(ledger: Ledger, incarnation: Incarnation) -> int:
         ids = [i.decode() for i in found if i.decode() not in ledger.active]
         if not ids:
             continue
-        fields = ("owner", "state", "fence", "amount", "windows", "places", "usage", "name", *_FACTS)
+        fields = ("owner", "state", "fence", "amount", "windows", "places", "usage", "name", "queued", *_FACTS)
         holds = await ledger.store.commands(*(("HMGET", keys.reservation(tenant, i), *fields) for i in ids))
         alive = await incarnation.alive(hold[0].decode() for hold in holds if hold[0]) - {ledger.owner}
         for reservation, hold in zip(ids, holds, strict=True):
             if hold[0] is None or hold[0].decode() in alive or hold[1] not in (b"RESERVED", b"DISPATCHING"):
                 continue  # also what another reaper has ended since this one looked
+            if hold[8] is not None and hold[1] == b"RESERVED":
+                if hold[0] != hold[8]:
+                    taken = tuple(json.loads(hold[5] or b"[]"))
+                    await unseat(ledger, tenant, reservation, int(hold[2]), hold[8].decode(), taken, hold[0].decode())
+                continue
             call = Finish.from_record(tenant, reservation, dict(zip(fields, hold, strict=True)), facts=_FACTS)
             ended += await ledger.finish(call) == "done"
     return ended

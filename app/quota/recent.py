@@ -48,10 +48,12 @@ def _recent(held: dict[str, str]) -> Recent:
     state, reason = held["state"], held["reason"]
     if state in _OPEN:
         shown = _OPEN[state]
-    elif state == "SETTLED" and held["image"]:
+    elif (
+        state in ("SETTLED", "REFUNDED") and held["image"]
+    ):  # refunded with a picture: of the queue, and had for nothing
         shown = "succeeded"
     else:
-        shown = "cancelled" if (state, reason) == ("REFUNDED", "left") else "failed"
+        shown = "cancelled" if state == "REFUNDED" and reason in ("left", "cancelled") else "failed"
     return Recent(
         id=held["job"], state=shown, operation=held["operation"], variant=held["variant"], job_type=held["type"],
         seed=int(held["seed"]), created=int(held["created"]) // 1000, price=int(held["price"]),

@@ -16,6 +16,8 @@ from app.domain.tenant import Rate
 from app.errors import Refused
 from app.quota.limits import Cap, Places, levels
 
+SOON = 60  # seconds that a client may be asked to wait for a limit
+
 
 @dataclass(frozen=True, slots=True)
 class RateState:
@@ -30,7 +32,7 @@ class RateState:
 def describe_cap(cap: Cap, span: tuple[int, int], spent: int, reserved: int) -> dict[str, Any]:
     """A cap in public words: dollars as strings beside integer micro-dollars, `reset` in Unix seconds."""
     remaining = max(0, cap.cap - spent - reserved)
-    body: dict[str, Any] = {"level": cap.level, "per": cap.per, "reset": span[1]}
+    body: dict[str, Any] = {"level": cap.level, "per": cap.per, "reset": cap.until or span[1]}
     if cap.kind == "img":
         return body | {"kind": "images", "limit": cap.cap, "spent": spent, "reserved": reserved, "remaining": remaining}
     amounts = {"limit": cap.cap, "spent": spent, "reserved": reserved, "remaining": remaining}
@@ -42,19 +44,22 @@ def cap_refusal(cap: Cap, span: tuple[int, int], spent: int, reserved: int, add:
     """Exhausted by what is spent (402, or 429 for images), or only by what is outstanding (429, try again soon)."""
     facts = describe_cap(cap, span, spent, reserved)
     noun = "budget" if cap.kind == "usd" else "image quota"
+    whose = f"the {cap.level}'s {noun} of this {cap.per}" if cap.until is None else f"this client token's {noun}"
     by_spent = spent + add > cap.cap
-    until_reset = min(60, max(1, math.ceil(span[1] - now)))
+    until_reset = min(SOON, max(1, math.ceil(span[1] - now)))
     if cap.kind == "usd":
         facts["price_micro_usd"] = add
     if cap.kind == "usd" and by_spent:
         left = usd(max(0, cap.cap - spent))
-        text = f"This costs ${usd(add)}; ${left} is left of the {cap.level}'s {noun} of this {cap.per}."
-        return Refused("budget_exhausted", text, **facts)
+        text = f"This costs ${usd(add)}; ${left} is left of {whose}."
+        return _lasting(Refused("budget_exhausted", text, **facts), span[1] - now)
     if cap.kind == "usd":
-        text = f"The rest of the {cap.level}'s {noun} of this {cap.per} is reserved by jobs in flight."
+        text = f"The rest of {whose} is reserved by jobs in flight."
         return Refused("budget_reserved", text, retry_after=2, **facts)
-    text = f"The {cap.level}'s {noun} of this {cap.per} is {'used up' if by_spent else 'taken by jobs in flight'}."
-    return Refused("image_quota_exhausted", text, retry_after=until_reset if by_spent else 2, **facts)
+    text = f"{whose[0].upper()}{whose[1:]} is {'used up' if by_spent else 'taken by jobs in flight'}."
+    wait = 2 if not by_spent else until_reset if cap.until is None else None  # a token's count is never reset
+    refusal = Refused("image_quota_exhausted", text, retry_after=wait, **facts)
+    return _lasting(refusal, span[1] - now if by_spent else 0)
 
 
 def place_refusal(seat: Places, job_type: JobType) -> Refused:
@@ -66,6 +71,16 @@ def place_refusal(seat: Places, job_type: JobType) -> Refused:
         level=seat.level,
         limit=seat.cap,
     )
+
+
+def told(caller: Caller, refusal: Refused) -> Refused:
+    """A refusal as its caller may know it: to a client token, nothing of what its key and tenant have and spent."""
+    if caller.client is None or refusal.extra.get("level") not in ("tenant", "key"):
+        return refusal
+    text = "A limit behind this client token leaves no room for this."
+    hidden = Refused(refusal.code, text, retry_after=refusal.retry_after)
+    hidden.lasting = refusal.lasting
+    return hidden
 
 
 def key_refusal(reason: bytes) -> Refused:
@@ -103,4 +118,10 @@ def rate_refusal(rates: list[tuple[str, str, Rate]], reply: list[bytes]) -> Refu
         level=level, limit=rate.count, window_seconds=rate.seconds,
     )  # fmt: skip
     refusal.rates = rate_states(rates, reply[4:])  # type: ignore[attr-defined]
+    return _lasting(refusal, refusal.retry_after or 0)
+
+
+def _lasting(refusal: Refused, seconds: float) -> Refused:
+    """The refusal of a limit that is reset in so many seconds."""
+    refusal.lasting = seconds > SOON
     return refusal

@@ -1,17 +1,23 @@
--- Hold one image, one concurrency place and the price in every window of tenant, key and end user: all of them or none.
+-- Hold one image, one concurrency place and the price in every window of tenant, key, client token and end user: all of them or none.
 -- Idempotent by reservation id. Reads all, decides for all, writes all. With it the job enters its key's list of recent jobs, and its
 -- local day, by the server's clock, is fixed: whenever it ends, it is that day's roll-up that moves.
 --
 -- KEYS[1] ledger(tenant)  KEYS[2] reservation  KEYS[3] outstanding(tenant)  KEYS[4] key(tenant, key id)
 -- KEYS[5] usage(tenant, the day's start)  KEYS[6] days(tenant)  KEYS[7] jobs(tenant, key id)
--- KEYS[8 .. 7+C] concurrency sets, then W window hashes, then with `claim` the call's name, with `leader` the flight
+-- KEYS[8 .. 7+C] concurrency sets, then W window hashes, then with `claim` the call's name, with `leader` the flight,
+-- or with `queue` the tenant's queue, the job, the tenant's waiting jobs and its queued bytes: always the last four
 -- ARGV[1] JSON {id, owner, digest, epoch, mark, amount, spans: [[per, start, end] ...], conc: [cap ...],
---               limits: [[cap, add, span index, kind: usd | img] ...], keep: seconds a window outlives its end, facts: {...},
+--               limits: [[cap, add, span index, kind: usd | img, when the counter is dropped, if it has an end of its own] ...],
+--               keep: seconds a window outlives its end, facts: {...},
 --               day: {start, date, keep: seconds its roll-up outlives its start, group}, recent: {max, ms},
 --               leader: who must lead the flight, if it has one, at_once: RESERVED and DISPATCHING in one step,
---               claim: that has the call's name, if it has one}
+--               claim: that has the call's name, if it has one,
+--               queue: {job, bytes, keep: ms that it has its name}, for a job that enters the queue with this: the queue owns the hold (`owner` is
+--               the job), and places are taken later, by `seat`,
+--               stand: hold the rest without a place where none is free; `sit` takes it later}
 --               `spans` has the day that `day` says, so that it is held against the clock like every window
 -- Returns {"ok", seq, remaining_1 ...}          held (or was held already by this id)
+--      or {"stand", seq, index, remaining_1 ...} held, but for the places: that set is full
 --      or {"span", per, start, end, now_s}      the caller's idea of a window is not the open one; ask again with this
 --      or {"conc", index}                       concurrency cap of that set is reached
 --      or {"limit", index, spent, reserved}     that window has no room
@@ -35,7 +41,10 @@ end
 
 local target = ask.at_once and 'DISPATCHING' or 'RESERVED'
 local state = redis.call('HGET', KEYS[2], 'state')
-if state == target then return {'ok', int(seq)} end
+if state == target then
+  if ask.stand and #ask.conc > 0 and redis.call('HGET', KEYS[2], 'places') == '{}' then return {'stand', int(seq), 1} end
+  return {'ok', int(seq)}
+end
 if state then return {'state', state} end
 
 local name = ask.claim and KEYS[8 + #ask.conc + #ask.limits]
@@ -65,10 +74,11 @@ for _, span in ipairs(ask.spans) do
   end
 end
 
-local places = #ask.conc
+local places, full = #ask.conc, nil
 for i = 1, places do
-  if redis.call('SCARD', KEYS[7 + i]) >= ask.conc[i] then return {'conc', i} end
+  if not full and redis.call('SCARD', KEYS[7 + i]) >= ask.conc[i] then full = i end
 end
+if full and not ask.stand then return {'conc', full} end
 
 local remaining, held = {}, {}
 for i, limit in ipairs(ask.limits) do
@@ -84,14 +94,21 @@ redis.call('ZCARD', KEYS[3])
 redis.call('HLEN', KEYS[5])
 redis.call('ZCARD', KEYS[6])
 redis.call('ZCARD', KEYS[7])
+local n = #KEYS
+if ask.queue then
+  redis.call('XLEN', KEYS[n - 3])
+  redis.call('HLEN', KEYS[n - 2])
+  redis.call('ZCARD', KEYS[n - 1])
+  redis.call('GET', KEYS[n])
+end
 
 for per, value in pairs(opened) do redis.call('HSET', KEYS[1], 'w:' .. per, value) end
 for i, limit in ipairs(ask.limits) do
   redis.call('HINCRBY', KEYS[7 + places + i], 'reserved', int(limit[2]))
-  redis.call('EXPIREAT', KEYS[7 + places + i], int(ask.spans[limit[3]][3] + ask.keep))
+  redis.call('EXPIREAT', KEYS[7 + places + i], int(limit[5] or (ask.spans[limit[3]][3] + ask.keep)))
 end
 local taken = {}
-for i = 1, places do
+for i = 1, full and 0 or places do
   redis.call('SADD', KEYS[7 + i], ask.id)
   taken[i] = KEYS[7 + i]
 end
@@ -117,5 +134,16 @@ end
 redis.call('ZADD', KEYS[7], int(now_ms), ask.id)
 redis.call('ZREMRANGEBYRANK', KEYS[7], 0, -1 - ask.recent.max)
 redis.call('PEXPIRE', KEYS[7], int(ask.recent.ms))
+if ask.queue then
+  local entry = redis.call('XADD', KEYS[n - 3], '*', 'job', ask.queue.job)
+  redis.call('HSET', KEYS[n - 2], 'state', 'queued', 'entry', entry, 'reservation', ask.id, 'created', int(now_ms),
+    'bytes', int(ask.queue.bytes))
+  redis.call('PERSIST', KEYS[n - 2]) -- until its end: what is held for it is found by it, however long nobody works
+  redis.call('HSET', KEYS[2], 'queued', ask.queue.job)
+  if name then redis.call('HSET', name, 'until', int(now_ms + ask.queue.keep)) end
+  redis.call('INCRBY', KEYS[n], int(ask.queue.bytes))
+  redis.call('ZADD', KEYS[n - 1], int(now_ms), ask.queue.job)
+end
 seq = redis.call('HINCRBY', KEYS[1], 'seq', 1)
+if full then return {'stand', int(seq), full, unpack(remaining)} end
 return {'ok', int(seq), unpack(remaining)}

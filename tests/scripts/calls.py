@@ -14,7 +14,7 @@ LIMITS = [
     Limit("tenant", "usd", 100, 10),
     Limit("key", "usd", 100, 10),
     Limit("user", "usd", 100, 10),
-    Limit("user", "img", 6, 1),
+    Limit("user", "img", 7, 1),
 ]
 PLACES = (("all", 3), ("ada", 2))
 
@@ -33,6 +33,16 @@ def hold(desk: Desk, name: str, limits: list[Limit] = LIMITS) -> list[object]:
     return desk.reserve(name, "a", limits, span(desk), places=PLACES, amount=10)
 
 
+def stand(desk: Desk, name: str, places: tuple[tuple[str, int], ...] = PLACES) -> list[object]:
+    """As `hold`, without a place where none is free."""
+    return desk.reserve(name, "a", LIMITS, span(desk), places=places, amount=10, stand=True)
+
+
+def place(subject: str) -> str:
+    """A set of concurrent jobs."""
+    return keys.concurrency(TENANT, "tenant", subject)
+
+
 CALLS: dict[str, tuple[Call, Callable[[Desk], list[str]]]] = {
     "admit": (
         lambda desk: desk.admit([("k1", 1_000_000, 5), ("k2", 1_000_000, 5)]),
@@ -43,6 +53,14 @@ CALLS: dict[str, tuple[Call, Callable[[Desk], list[str]]]] = {
         ],
     ),
     "reserve": (lambda desk: hold(desk, "new"), lambda desk: desk.reserve_keys("new", LIMITS, span(desk)[0], PLACES)),
+    "reserve standing": (
+        lambda desk: stand(desk, "new"),
+        lambda desk: desk.reserve_keys("new", LIMITS, span(desk)[0], PLACES),
+    ),
+    "sit": (
+        lambda desk: desk.sit("stands", "a", PLACES),
+        lambda desk: [keys.ledger(TENANT), keys.reservation(TENANT, "stands"), *(place(s) for s, _ in PLACES)],
+    ),
     "dispatch": (
         lambda desk: desk.dispatch("held", "a", 0),
         lambda desk: [keys.ledger(TENANT), keys.reservation(TENANT, "held"), keys.key(TENANT, "key_1")],
@@ -71,12 +89,14 @@ CALLS: dict[str, tuple[Call, Callable[[Desk], list[str]]]] = {
 
 
 def busy(desk: Desk) -> Desk:
-    """One reservation held, one held under a name, one sent, one ambiguous, one settled."""
+    """One reservation held, one held under a name, one held without a place, one sent, one ambiguous, one settled."""
     desk.open()
     limits = [Limit(x.level, x.kind, 1_000, x.add) for x in LIMITS]
     places = tuple((subject, 100) for subject, _ in PLACES)
     for name in ("held", "sent", "lost", "done"):
         assert desk.reserve(name, "a", limits, span(desk), places=places, amount=10)[0] == "ok"
+    full = tuple((subject, 1) for subject, _ in PLACES)
+    assert desk.reserve("stands", "a", limits, span(desk), places=full, amount=10, stand=True)[0] == "stand"
     assert desk.claim("c1", "a")[0] == "yours"
     assert desk.reserve("named", "a", limits, span(desk), places=places, amount=10, claim="c1")[0] == "ok"
     assert [desk.dispatch(name, "a", 0)[0] for name in ("sent", "lost", "done")] == ["ok"] * 3

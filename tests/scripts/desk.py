@@ -13,16 +13,22 @@ import redis
 from app.store import keys
 
 TENANT, KEY, DIGEST, EPOCH = "acme", "key_1", "d1", "led_1"
-NAMES = ("admit", "reserve", "dispatch", "retract", "finish", "tally", "claim", "close")
+NAMES = ("admit", "reserve", "dispatch", "retract", "finish", "tally", "claim", "close", "seat", "unseat", "sit")
 DATE, USAGE_KEEP, RECENT = "2026-11-24", 400 * 86_400, 5
 NAME = keys.idempotency(TENANT, KEY, "generate", "order-1")
 DAY_MS = 86_400_000
+BYTES = 7  # of a queued job
 FAR = 1_000_000  # seconds to the end of a window that is not to end
 
 
 def texts() -> dict[str, str]:
     """The scripts as they are shipped."""
     return {name: resources.files("app.quota").joinpath(f"{name}.lua").read_text("utf-8") for name in NAMES}
+
+
+def job(name: str) -> str:
+    """The queued job that a reservation is for."""
+    return f"job_{name}"
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,11 @@ class Desk:
         amount: int,
         claim: str = "",
         at_once: bool = False,
+        queued: bool = False,
+        stand: bool = False,
     ) -> list[Any]:
-        """Hold all of it or nothing. `places` are (subject, cap); with a `claim` the call has the name NAME."""
+        """Hold all of it or nothing, with `stand` also without a place. `places` are (subject, cap); with a `claim` the
+        call has the name NAME; a `queued` one belongs to its entry in the queue and takes no places."""
         ask = {
             "id": name, "owner": owner, "digest": DIGEST, "epoch": self.epoch, "mark": self.mark, "amount": amount,
             "spans": [["day", *span]], "conc": [cap for _, cap in places],
@@ -97,8 +106,26 @@ class Desk:
         }  # fmt: skip
         named = [NAME] if claim else []
         ask |= {"at_once": True} if at_once else {}
+        ask |= {"stand": True} if stand else {}
         ask |= {"claim": claim} if claim else {}
-        return self.run("reserve", [*self.reserve_keys(name, limits, span[0], places), *named], [json.dumps(ask)])
+        if queued:
+            ask |= {"owner": job(name), "conc": [], "queue": {"job": job(name), "bytes": BYTES, "keep": 60_000}}
+            named += [keys.queue(TENANT), keys.job(TENANT, job(name)), keys.waiting(TENANT), keys.queued_bytes(TENANT)]
+        seats = () if queued else places
+        return self.run("reserve", [*self.reserve_keys(name, limits, span[0], seats), *named], [json.dumps(ask)])
+
+    def seat(self, name: str, worker: str, places: Sequence[tuple[str, int]] = ()) -> list[Any]:
+        """The turn of a queued job has come."""
+        names = [keys.ledger(TENANT), keys.reservation(TENANT, name), keys.job(TENANT, job(name)), keys.waiting(TENANT)]
+        seats = [keys.concurrency(TENANT, "tenant", subject) for subject, _ in places]
+        args = [self.epoch, self.mark, name, worker, job(name), *(cap for _, cap in places)]
+        return self.run("seat", [*names, *seats], args)
+
+    def unseat(self, name: str, worker: str, fence: int) -> list[Any]:
+        """Back to the queue."""
+        taken = json.loads(self.client.hget(keys.reservation(TENANT, name), "places") or "[]")
+        names = [keys.ledger(TENANT), keys.reservation(TENANT, name), keys.waiting(TENANT), *taken]
+        return self.run("unseat", names, [name, worker, fence, job(name)])
 
     def reserve_keys(
         self, name: str, limits: Sequence[Limit], start: int, places: Sequence[tuple[str, int]] = ()
@@ -108,6 +135,12 @@ class Desk:
         fixed += [keys.usage(TENANT, start), keys.days(TENANT), keys.jobs(TENANT, KEY)]
         seats = [keys.concurrency(TENANT, "tenant", subject) for subject, _ in places]
         return [*fixed, *seats, *(limit.key(start) for limit in limits)]
+
+    def sit(self, name: str, owner: str, places: Sequence[tuple[str, int]]) -> list[Any]:
+        """Take the places of a reservation that stands."""
+        sets = [keys.concurrency(TENANT, "tenant", subject) for subject, _ in places]
+        names = [keys.ledger(TENANT), keys.reservation(TENANT, name), *sets]
+        return self.run("sit", names, [name, owner, *(cap for _, cap in places)])
 
     def dispatch(self, name: str, owner: str, fence: int) -> list[Any]:
         """RESERVED -> DISPATCHING."""

@@ -13,10 +13,10 @@ from tests.redis_server import Engine, RedisServer
 
 
 @contextmanager
-def engine(kind: Engine) -> Iterator[redis.Redis]:
+def engine(kind: Engine, **environment: str) -> Iterator[redis.Redis]:
     """A client of a server that ends with the block: `valkey` from its wheel, `redis` as the system has it."""
     with tempfile.TemporaryDirectory() as folder:
-        server = RedisServer(Path(folder), engine=kind).start()
+        server = RedisServer(Path(folder), engine=kind, environment=environment).start()
         try:
             with server.client() as client:
                 yield client

@@ -1,7 +1,8 @@
 """A plain model of what the scripts should do, and a machine that plays both against each other.
 
-Two owners, a reaper with a stale look and a reconciler, over a few reservation ids that are used again, in any order,
-with any call repeated. After each step the books must balance and agree with the model.
+Two owners, who are also the workers of a queue, a reaper with a stale look and a reconciler, over a few reservation ids
+that are used again, in any order, with any call repeated. After each step the books must balance and agree with the
+model.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, 
 
 from app.store import keys
 from tests.faults.books import Books, Broken, Violation, over
-from tests.scripts.desk import FAR, TENANT, Desk, Limit
+from tests.scripts.desk import FAR, TENANT, Desk, Limit, job
 
 CAPS = {"tenant": 100, "user": 60}
 IMAGES, PLACES = 6, (("all", 5),)
@@ -35,6 +36,8 @@ class Hold:
     fence: int = 0
     paid: int = 0
     counted: bool = False
+    queue: bool = False  # came by the queue
+    seated: bool = True  # has its places; a queued one takes them with its turn
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,9 @@ class Machine(RuleBasedStateMachine):
         dollars = all(sum(self.used(level, self.start)) + amount <= cap for level, cap in CAPS.items())
         return dollars and sum(self.images(self.start)) + 1 <= IMAGES
 
+    def taken(self) -> int:
+        return sum(self.open(hold) and hold.seated for hold in self.holds.values())
+
     @staticmethod
     def open(hold: Hold) -> bool:
         return hold.state in ("RESERVED", "DISPATCHING")
@@ -96,7 +102,7 @@ class Machine(RuleBasedStateMachine):
         known = self.holds.get(name)
         if known is not None:
             expected = ["ok"] if known.state == "RESERVED" else ["state", known.state]
-        elif sum(map(self.open, self.holds.values())) >= PLACES[0][1]:
+        elif self.taken() >= PLACES[0][1]:
             expected = ["conc"]
         elif not self.fits(amount):
             expected = ["limit"]
@@ -106,10 +112,63 @@ class Machine(RuleBasedStateMachine):
         self.agree(f"reserve {name}", reply[: len(expected)], expected)
         return name
 
+    @rule(target=asked, name=NAMES, amount=AMOUNTS)
+    def enter_the_queue(self, name: str, amount: int) -> str:
+        """As reserving, but the job itself owns it, and no place is taken."""
+        reply = self.desk.reserve(
+            name, "a", self.limits(amount), (self.start, self.start + FAR), places=PLACES, amount=amount, queued=True
+        )
+        known = self.holds.get(name)
+        if known is not None:
+            expected = ["ok"] if known.state == "RESERVED" else ["state", known.state]
+        elif not self.fits(amount):
+            expected = ["limit"]
+        else:
+            expected = ["ok"]
+            self.holds[name] = Hold(job(name), amount, self.start, queue=True, seated=False)
+        self.agree(f"queue {name}", reply[: len(expected)], expected)
+        return name
+
+    @rule(name=asked, worker=OWNERS, handed=st.sampled_from([True, True, True, False]))
+    def take_a_seat(self, name: str, worker: str, handed: bool) -> None:
+        """By the worker that the job was handed to, or by one that it was handed to before."""
+        self.desk.client.hset(keys.job(TENANT, job(name)), "worker", worker if handed else "another")
+        reply, hold = self.desk.seat(name, worker, PLACES), self.holds.get(name)
+        if hold is None or hold.state != "RESERVED" or not hold.queue or not handed:
+            expected = "state"
+        elif hold.owner == worker:
+            expected = "ok"
+        elif hold.owner != job(name):
+            expected = "state"
+        elif self.taken() >= PLACES[0][1]:
+            expected = "conc"
+        else:
+            expected, hold.owner, hold.fence, hold.seated = "ok", worker, hold.fence + 1, True
+        self.agree(f"seat {name}", reply[0], expected)
+
+    @rule(name=NAMES, first=OWNERS, second=OWNERS)
+    def hand_a_job_to_two_workers(self, name: str, first: str, second: str) -> None:
+        """The first was believed to be dead."""
+        self.enter_the_queue(name=name, amount=1)
+        self.take_a_seat(name=name, worker=first, handed=True)
+        self.take_a_seat(name=name, worker=second, handed=True)
+
+    @rule(name=asked, stranger=STRANGER, off=OFF)
+    def give_the_seat_back(self, name: str, stranger: bool, off: int) -> None:
+        hold, worker = self.holds.get(name), self.caller(name, stranger)
+        fence = max(0, hold.fence + off) if hold else 0
+        reply, expected = self.desk.unseat(name, worker, fence), "state"
+        if hold and hold.state == "RESERVED" and hold.queue:
+            if hold.owner == job(name) and fence + 1 == hold.fence:
+                expected = "ok"
+            elif worker == hold.owner and fence == hold.fence:
+                expected, hold.owner, hold.fence, hold.seated = "ok", job(name), fence + 1, False
+        self.agree(f"unseat {name}", reply[0], expected)
+
     def caller(self, name: str, stranger: bool) -> str:
         """The owner of a reservation, or the other one."""
         owner = self.holds[name].owner if name in self.holds else "a"
-        return {"a": "b", "b": "a"}[owner] if stranger else owner
+        return {"a": "b", "b": "a"}.get(owner, "a") if stranger else owner
 
     @rule(name=asked, stranger=STRANGER, off=OFF)
     def dispatch(self, name: str, stranger: bool, off: int) -> None:

@@ -67,6 +67,11 @@ def test_a_new_default_of_the_catalogue_does_not_make_a_repeat_another_call() ->
     assert digest(replace(FIRST, parameters={**FIRST.parameters, "prompt_upsampling": True})) == digest(FIRST)
 
 
+def test_a_webhook_makes_another_call() -> None:
+    told = [call_digest(FIRST, secret=SECRET, hook=url) for url in ("", "https://a.example/", "https://b.example/")]
+    assert len({digest(FIRST), *told}) == 3
+
+
 def test_another_tenant_or_pepper_gives_another_digest() -> None:
     secrets = [SECRET, scope_secret(b"x", "t:acme"), scope_secret(b"x", "t:zeta")]
     assert len({digest(FIRST, secret) for secret in secrets}) == 3

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+import uuid
 
+import pytest
 import time_machine
 
-from app.domain.ids import job_id, request_id, ulid
+from app.domain.ids import as_uuid, job_id, job_of, request_id, ulid
 
+UUID = "01a21076-74a9-4c87-8d6a-0f729b7c3803"
 FORM = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 
 
@@ -38,3 +41,24 @@ def test_ids_sort_by_the_time_they_were_made_and_tell_it() -> None:
                 number = number * 32 + alphabet.index(character)
             assert number == int(time.time() * 1000)
     assert names == sorted(names)
+
+
+def test_a_job_has_one_id_in_two_spellings() -> None:
+    made = [job_id() for _ in range(1_000)]
+    assert [job_of(as_uuid(name)) for name in made] == made
+    found = [uuid.UUID(as_uuid(name)) for name in made]
+    assert {(one.version, one.variant) for one in found} == {(4, uuid.RFC_4122)}
+    assert len({as_uuid(name) for name in made}) == 1_000
+    assert as_uuid("job_01M887CX59HJ3RTTGFEADQRE03") == UUID
+    assert job_of(UUID) == "job_01M887CX599J3RTTGFEADQRE03"
+
+
+NOT_ONES = (
+    "", "job_01M887CX59HJ3RTTGFEADQRE03", UUID.replace("-4", "-7"), UUID.replace("-8d", "-cd"), UUID.upper(),
+    UUID.replace("-", ""), UUID + "\n", f"{{{UUID}}}", "../../etc/passwd",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NOT_ONES)
+def test_what_is_no_version_4_uuid_is_no_job(text: str) -> None:
+    assert job_of(text) == ""

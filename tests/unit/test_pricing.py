@@ -17,7 +17,11 @@ def test_a_price_is_read_exactly(text: str, micro: int) -> None:
     assert parse_usd(text) == micro
 
 
-@pytest.mark.parametrize("text", ["", "0", "0.00", "-0.04", "0.0000001", "abc", "0,04", "nan", "inf", "$1", "1/3"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "0", "0.00", "-0.04", "0.0000001", "abc", "0,04", "nan", "inf", "-inf", "$1", "1/3", "1e308", "1e10",
+     "1000000000.000001"],
+)  # fmt: skip
 def test_what_is_no_price_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must be"):
         parse_usd(text)

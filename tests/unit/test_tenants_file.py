@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -505,16 +506,18 @@ def test_any_value_in_any_place_loads_or_is_refused(value: object) -> None:
         assert outcome(json.dumps(holder))
 
 
-def test_a_thousand_tenants_load_within_a_second_and_a_half() -> None:
+def test_a_thousand_tenants_load_in_less_than_twice_the_time_of_their_yaml() -> None:
     head, rest = EXAMPLE.split("  acme:\n")
     body = rest.split("\n  # Two teams")[0]
     text = head + "".join(f"  acme-{n}:\n{body}\n" for n in range(1000))
-    spent = []
-    for _ in range(2):
-        started = time.process_time()
+    ratios = []
+    for _ in range(3):
+        began = time.process_time()
         assert len(read(text).tenants) == 1000
-        spent.append(time.process_time() - started)
-    assert min(spent) < 1.5
+        ours, began = time.process_time() - began, time.process_time()
+        assert len(yaml.load(text, Loader=yaml.CSafeLoader)["tenants"]) == 1000
+        ratios.append(ours / (time.process_time() - began))
+    assert min(ratios) < 2
 
 
 # The same words on the command line.
