@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import aiohttp
 import httpx2
 from httpx_aiohttp.httpx2 import AiohttpTransport
+from httpx_aiohttp.httpx2.transport import AiohttpResponseStream
 
 from app.prodia.faults import DEFAULT, Fault, Moderation, Outcome
 from app.prodia.wire import Call, Completed, Encoded, decode, encode, id_in
@@ -22,6 +23,7 @@ from app.prodia.wire import Call, Completed, Encoded, decode, encode, id_in
 KEEPALIVE_SECONDS = 4.0  # shorter than servers keep idle connections: an idle reset would look like a lost job
 STALLED_SECONDS = 30  # a peer that takes no bytes for so long is cut off by the kernel, even after we closed
 MAX_REFUSAL_BYTES = 262_144
+READ_BYTES = 256 * 1024  # of an answer at once; with the 16 KB of the library a picture wakes its job a dozen times
 
 
 class Prodia:
@@ -159,6 +161,7 @@ class Prodia:
 
     def _pool(self) -> AiohttpTransport:
         """httpx2's own pool is slow when it is full; aiohttp's is not. It does not re-send a POST by itself."""
+        AiohttpResponseStream.CHUNK_SIZE = READ_BYTES
         tls = httpx2.create_ssl_context()
 
         def session() -> aiohttp.ClientSession:
@@ -173,6 +176,7 @@ class Prodia:
                 timeout=aiohttp.ClientTimeout(total=None),
                 raise_for_status=False,
                 auto_decompress=False,
+                read_bufsize=READ_BYTES,
                 trust_env=False,
             )
 

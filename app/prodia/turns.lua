@@ -7,8 +7,10 @@
 -- KEYS[4] gates (hash: type -> JSON {fails, open_ms, until, probe, probe_until, pause})
 -- ARGV[1] JSON {me, total, caps: {type: cap}, using: [[tenant, type, count] ...], want: [[tenant, type, count, weight, age_ms] ...],
 --               news: [[type, "ok" | "fail" | "untold" | "pause", ms] ...], threshold, open_ms, open_max_ms, probe_ms}
--- Returns {in use over all, [tenant, type, granted] ..., {"gate", type, wait_ms} for each wanted type that is not let through now,
---          and {"wait", tenant, type, percent}: how often each slot must come free, in hundredths, before the last that is wanted has one}
+-- Returns {in use over all, [tenant, type, granted] ..., {"gate", type, wait_ms, "open" | "pause"} for each wanted type that is not let through now,
+--          or "used" for each used one whose gate is not plainly open,
+--          and {"wait", tenant, type, percent}: how often each slot must come free, in hundredths, before the last that is wanted has one,
+--          and {"others"} where other processes wait for more than is left for them}
 local ask = cjson.decode(ARGV[1])
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -128,6 +130,13 @@ for _, item in ipairs(ask.want) do
     reply[#reply + 1] = {'gate', type, int(wait), g['until'] > 0 and 'open' or 'pause'}
   end
 end
+-- Who only uses a type may take its slots again without asking, and has to hear of its gate all the same.
+for _, item in ipairs(ask.using) do
+  local g = gate(item[2])
+  if g.pause > now or g['until'] > 0 then
+    reply[#reply + 1] = {'gate', item[2], int(math.max(g.pause, g['until'], now) - now), 'used'}
+  end
+end
 
 -- Share what is free: one slot at a time to the tenant that has the fewest per weight; the longest waiting first among equals.
 local granted = {}
@@ -162,9 +171,10 @@ while in_use < ask.total do
 end
 
 -- How long what is left will wait: by the tenant's share of all slots, and by the cap of the type.
-local left_of, left_type, weights, weighed = {}, {}, 0, {}
+local left_of, left_type, weights, weighed, others = {}, {}, 0, {}, false
 for _, want in ipairs(queue) do
   if want.count > 0 then
+    others = others or want.who ~= ask.me
     left_of[want.tenant] = (left_of[want.tenant] or 0) + want.count
     left_type[want.type] = (left_type[want.type] or 0) + want.count
     if not weighed[want.tenant] then weights, weighed[want.tenant] = weights + want.weight, true end
@@ -177,6 +187,8 @@ for _, want in ipairs(queue) do
     reply[#reply + 1] = {'wait', want.tenant, want.type, math.ceil(rounds * 100)}
   end
 end
+
+if others then reply[#reply + 1] = {'others'} end  -- wait for the cap of a type: a slot that comes free may be theirs
 
 for field, count in pairs(using) do
   if stored_use[field] ~= count then redis.call('HSET', KEYS[2], field, int(count)) end

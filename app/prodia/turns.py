@@ -2,9 +2,9 @@
 breaker.
 
 The pipeline's leader takes a turn before it dispatches. All wants of a process travel in one script call at a time;
-while some are unmet, the call is repeated every few hundredths of a second. A want whose turn cannot be expected before
-its deadline is refused as soon as that is known, and so is one too many. When Redis is away, `LedgerUnavailable` is
-raised to those who wait.
+while some are unmet, the call is repeated every few hundredths of a second. While nobody waits, a slot that was given
+back a moment ago is taken again without a call. A want whose turn cannot be expected before its deadline is refused as
+soon as that is known, and so is one too many. When Redis is away, `LedgerUnavailable` is raised to those who wait.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ TURNS = script("app.prodia", "turns")
 POLL = 0.025  # seconds between calls while a want is unmet
 CALM = 60.0  # seconds after bad news or a closed gate for which every change is told at once
 LATER = 0.02  # seconds until a slot that nobody waits for is given back
+FRESH = 0.05  # seconds for which what Redis said of gates and of others' wants still holds
 AWAY = 0.1  # seconds between calls while Redis is away
 SOON = 0.05  # seconds that a job which may be sent at once waits for its slot before it says that it has to wait
 THRESHOLD = 10  # failures in a row, over the whole fleet, that open the breaker of a type
 MOST_WAITING = 2_000  # jobs of one process
 SPARE = 1.25  # a job may take so many times what jobs took lately: one that is cut off may have to be paid for
 LEARNING = 0.2  # weight of the newest job in the time that a slot is held
+KNOWN = 60.0  # seconds for which that time is believed; what is refused for it can tell nothing newer
 OPEN_MS, OPEN_MAX_MS = 5_000, 60_000
 
 Line = tuple[str, str]  # tenant, job type
@@ -86,11 +88,12 @@ class Turn:
             want.future.result()
         except TimeoutError:
             raise _busy("No upstream slot came free before the deadline.", 5) from None
-        self._want, began = None, monotonic()
+        self._want, began, held = None, monotonic(), None
         try:
             yield
+            held = monotonic() - began  # what failed or was cut off does not tell how long a job takes
         finally:
-            self._turns.give_back(self._line, monotonic() - began)
+            self._turns.give_back(self._line, held)
 
     def leave(self) -> None:
         """Not needed, or not any more."""
@@ -118,13 +121,20 @@ class Turns:
         self._probe_ms = int(probe_seconds * 1000)
         self._wants: defaultdict[Line, deque[Want]] = defaultdict(deque)
         self._using: Counter[Line] = Counter()
+        self._spare: Counter[Line] = Counter()  # slots not in use any more that Redis still counts as this process's
         self._news: list[tuple[str, str, int]] = []
         self._exchange: asyncio.Task[None] | None = None
         self._dirty = False
         self._woken = asyncio.Event()
         self._slack = False
+        self._heard = -math.inf  # when Redis answered last
         self._trouble = -math.inf
-        self._held: dict[str, float] = {}  # job type -> seconds that a slot is held, as seen here
+        self._held: dict[str, tuple[float, float]] = {}  # job type -> seconds that a slot is held, and when it was seen
+
+    @property
+    def total(self) -> int:
+        """Jobs in flight over the whole fleet at most."""
+        return self._total
 
     @property
     def slack(self) -> bool:
@@ -149,7 +159,13 @@ class Turns:
         """A want at the end of its line. Raises Refused: upstream_busy, too many wait."""
         if self.waiting >= MOST_WAITING:
             raise _busy("Too many jobs wait for the upstream.", 5)
-        want = Want(asyncio.get_running_loop().create_future(), monotonic(), weight, until)
+        now = monotonic()
+        want = Want(asyncio.get_running_loop().create_future(), now, weight, until)
+        if self._spare[line] > 0 and self.slack and now - self._heard < FRESH:
+            self._spare[line] -= 1
+            self._using[line] += 1
+            want.future.set_result(None)
+            return want
         self._wants[line].append(want)
         self._kick()
         return want
@@ -167,19 +183,21 @@ class Turns:
             self.give_back(line)
 
     def give_back(self, line: Line, held: float | None = None) -> None:
-        """A slot is free again, after it was used for so many seconds."""
+        """A slot is free again, after a job that was done took so many seconds."""
         if held is not None:
-            before = self._held.get(line[1], held)
-            self._held[line[1]] = before + LEARNING * (held - before)
+            before = self._takes(line[1]) or held
+            self._held[line[1]] = before + LEARNING * (held - before), monotonic()
         self._using[line] -= 1
         if not self._using[line]:
             del self._using[line]
         if not self._slack or self._wants or monotonic() - self._trouble < CALM:
             self._kick()
-        elif not self._dirty:
-            # Nobody waits for it, and no breaker or pause hangs on it: it can be said with what is asked next.
+            return
+        # Nobody waits for it, and no breaker or pause hangs on it: it can be said with what is asked next.
+        self._spare[line] += 1
+        if not self._dirty:
             self._dirty = True
-            asyncio.get_running_loop().call_later(LATER, self._kick)
+            asyncio.get_running_loop().call_later(LATER, self._tell)
 
     def report(self, job_type: str, *, ok: bool) -> None:
         """What an upstream answer says of a type's health: a complete or a caller's-fault answer is ok, silence or a
@@ -195,6 +213,7 @@ class Turns:
     def pause(self, job_type: str, seconds: float) -> None:
         """A 429: no replica starts a job of this type for a while."""
         self._news.append((job_type, "pause", math.ceil(seconds * 1000)))
+        self._trouble = monotonic()
         self._kick()
 
     async def breakers(self) -> dict[str, str]:
@@ -207,6 +226,10 @@ class Turns:
             name: "open" if now < gate["until"] else "half_open" for name, gate in gates.items() if gate["until"] > 0
         }
 
+    def _tell(self) -> None:
+        if self._dirty:
+            self._kick()
+
     def _kick(self) -> None:
         self._dirty = True
         self._woken.set()
@@ -217,6 +240,7 @@ class Turns:
         while self._dirty or self.waiting:
             self._dirty = False
             news, self._news = self._news, []
+            self._spare.clear()  # it is told now that they are not in use
             try:
                 reply = await self._store.run(
                     TURNS, [keys.LEASES, keys.HELD, keys.WANTED, keys.GATES], [orjson.dumps(self._ask(news))]
@@ -230,6 +254,7 @@ class Turns:
                 await asyncio.sleep(AWAY)
                 self._dirty = True  # also what is not in use any more has to be said
                 continue
+            self._heard = monotonic()
             self._slack = reply[0] < self._total and len(reply) == 1 + sum(item[0] == b"slot" for item in reply[1:])
             self._deliver(reply[1:])
             if self.waiting and not self._dirty:
@@ -261,6 +286,8 @@ class Turns:
             if item[0] == b"wait":
                 self._judge((item[1].decode(), item[2].decode()), int(item[3]) / 100)
                 continue
+            if item[0] == b"others":
+                continue  # there is no slack while they wait
             self._trouble = monotonic()
             if item[3] == b"open":
                 seconds = max(1, math.ceil(int(item[2]) / 1000))
@@ -272,9 +299,9 @@ class Turns:
     def _judge(self, line: Line, rounds: float) -> None:
         """Refuse the new ones of a line that cannot be done in time, `rounds` being what its last one waits for.
 
-        Nothing is refused on a guess: until a job of the type has ended in this process, everybody waits.
+        Nothing is refused on a guess: until a job of the type was done in this process lately, everybody waits.
         """
-        held, waiting, now = self._held.get(line[1]), self._wants.get(line, deque()), monotonic()
+        held, waiting, now = self._takes(line[1]), self._wants.get(line, deque()), monotonic()
         if held is None:
             return
         late = 0
@@ -288,9 +315,14 @@ class Turns:
                 text = "No upstream slot is expected to come free before the deadline."
                 want.future.set_exception(_busy(text, min(60, math.ceil(expected - (want.until - now)))))
 
+    def _takes(self, job_type: str) -> float | None:
+        """Seconds that a job of this type takes, where it is known."""
+        seconds, seen = self._held.get(job_type, (0.0, -math.inf))
+        return seconds if monotonic() - seen < KNOWN else None
+
     def _grant(self, line: Line) -> None:
         waiting = self._wants.get(line, deque())
-        enough = monotonic() + self._held.get(line[1], 0.0) * SPARE
+        enough = monotonic() + (self._takes(line[1]) or 0.0) * SPARE
         while waiting:
             want = waiting.popleft()
             if not waiting:

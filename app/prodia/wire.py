@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING, Context, Decimal
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import orjson
@@ -248,13 +249,24 @@ class _Job:
         self._secrets = secrets
         self.document = _json(raw)
         self._enveloped = enveloped
-        if self.document is None:
-            scrap = raw[:CHUNK].decode("utf-8", "replace")
-            texts = [scrap] if "{" not in scrap and "<" not in scrap else _QUOTED_TEXT.findall(scrap)
-        else:
-            texts = list(_texts(self.document))
-        self.message = clean(texts[0], secrets)[:MAX_MESSAGE] or None if texts else None
-        self.text = clean("\n".join(texts), secrets)
+        self._scrap = raw[:CHUNK] if self.document is None else b""
+
+    @cached_property
+    def _explanations(self) -> list[str]:
+        if self.document is not None:
+            return list(_texts(self.document))
+        scrap = self._scrap.decode("utf-8", "replace")
+        return [scrap] if "{" not in scrap and "<" not in scrap else _QUOTED_TEXT.findall(scrap)
+
+    @property
+    def message(self) -> str | None:
+        """The most telling explanation, fit to be shown."""
+        return clean(self._explanations[0], self._secrets)[:MAX_MESSAGE] or None if self._explanations else None
+
+    @property
+    def text(self) -> str:
+        """All explanations, to be recognised by."""
+        return clean("\n".join(self._explanations), self._secrets)
 
     @property
     def failed(self) -> bool:

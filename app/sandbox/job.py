@@ -28,7 +28,7 @@ from .jobtypes import JOB_TYPES, JobType
 from .log import Entry, Log, digested
 from .picture import Commission, UnusableInputError, draw, size_of
 from .request import JobRequest, Upload, read_request
-from .schema import violations
+from .schema import type_name, violations
 from .script import Script
 from .spoil import refusal, spoiled, wordless
 from .uploads import chosen_input, input_violations
@@ -155,8 +155,11 @@ class JobEndpoint:
         if self.switches.unknown_type_status == 429:
             entry.outcome = "unknown_type"
             return text(429, "the job cannot be scheduled\n", [("retry-after", "1")])
-        known = isinstance(asked.type, str)
-        reason = "at '/type': unknown job type" if known else "at '': missing property 'type'"
+        reason = "at '/type': unknown job type"
+        if "type" not in asked.document:
+            reason = "at '': missing property 'type'"
+        elif not isinstance(asked.type, str):
+            reason = f"at '/type': got {type_name(asked.type)}, want string"
         return self._failure(asked, wanted, entry, "unknown_type", reason)
 
     def _reasons(self, job: JobType, asked: JobRequest, wanted: Wanted) -> list[str]:

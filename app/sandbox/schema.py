@@ -36,7 +36,7 @@ def _document(job: JobType, document: Mapping[str, Any], unknown_keys_allowed: b
     for name, value in config.items():
         if name in job.parameters:
             yield from (f"at '/config/{name}': {text}" for text in _value(job.parameters[name], value))
-            if isinstance(value, list):
+            if isinstance(value, list) and job.parameters[name].kind == "array":
                 wrong = ((place, item) for place, item in enumerate(value) if not isinstance(item, str))
                 yield from (f"at '/config/{name}/{place}': got {type_name(item)}, want string" for place, item in wrong)
 

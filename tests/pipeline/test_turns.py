@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -217,3 +218,16 @@ def _or_gone(url: str, token: str) -> Answer | None:
     except Exception as error:
         assert type(error).__name__ in ("RemoteDisconnected", "BadStatusLine", "IncompleteRead")  # noqa: PT017
         return None
+
+
+def test_an_upstream_that_did_not_answer_is_asked_again(tmp_path: Path) -> None:
+    narrow = {"GATEWAY_UPSTREAM_DEADLINE": "2s", "GATEWAY_REDIS_TIMEOUT": "1s"}
+    with fleet(
+        tmp_path, Policies({"one": ""}).text, sandbox=("--time-scale", "0", "--picture", "small"), **narrow
+    ) as own:
+        _, token = new_key(own, "one")
+        own.faults([{"kind": "hang", "options": {"after_seconds": 0, "seconds": 3}}])
+        answers = together(backlog(own, token, 6))
+        assert {answer.refusal for answer in answers} == {(504, "upstream_timeout", "unknown")}
+        own.faults([])
+        assert generate(own.replicas[0].url, token).status == 200

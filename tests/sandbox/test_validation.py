@@ -34,6 +34,7 @@ RATIO = "'^[1-9][0-9]{0,4}:[1-9][0-9]{0,4}$'"
         (EDIT, {"safety_tolerance": 3}, "at '/config/safety_tolerance': maximum: got 3, want 2"),
         (EDIT, {"images": []}, "at '/config/images': minItems: got 0, want 1"),
         (EDIT, {"images": [1]}, "at '/config/images/0': got number, want string"),
+        (EDIT, {"safety_tolerance": [2]}, "at '/config/safety_tolerance': got array, want integer"),
         (EDIT, {"images": ["b.png"]}, "at '/config/images/0': no such input"),
         (GENERATE, {"safety_tolerance": 7}, "at '/config/safety_tolerance': maximum: got 7, want 6"),
         (GENERATE, {"safety_tolerance": -1}, "at '/config/safety_tolerance': minimum: got -1, want 0"),

@@ -205,7 +205,7 @@ def test_the_official_client_may_send_its_file_twice_under_one_name(box: Box) ->
         (b"{", "application/json", "the job is not valid JSON"),
         (b"[]", "application/json", "the job is not a JSON object"),
         (b"{}", "application/json", "at '': missing property 'type'"),
-        (b'{"type":7}', "application/json", "at '': missing property 'type'"),
+        (b'{"type":7}', "application/json", "at '/type': got number, want string"),
         (b"[" * 60_000, "application/json", "the job is not valid JSON"),
         (b"", "multipart/form-data; boundary=x", "the multipart body is malformed"),
         (b"--x\r\n", "multipart/form-data", "the multipart body is malformed"),
