@@ -23,6 +23,7 @@ from app.settings import Settings
 from app.store.embedded import Embedded
 from app.store.redis import Store
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -70,6 +71,14 @@ def checked(work: Callable[[], T]) -> T:
         return work()
     except (TenantsFileError, CatalogError, OSError, ValueError) as error:
         fail(why(error))
+
+
+def option(name: str, read: Callable[[A], T], given: A) -> T:
+    """What an option says; a mistake is told under its name."""
+    try:
+        return read(given)
+    except ValueError as error:
+        fail(f"{name}: {error}")
 
 
 def loop(work: Coroutine[Any, Any, T]) -> T:

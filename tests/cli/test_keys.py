@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,7 @@ def test_a_list_names_the_keys_and_never_their_secret(runner: CliRunner) -> None
     text = run(runner, "keys", "list").stdout + json.dumps(rows)
     assert not any(made["token"][13:] in text for made in (one, two, other))
     assert rows[0]["shown"] in [f"{made['token'][:13]}…" for made in (one, two, other)]
+    assert re.search(r"\texpired\tuntil 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ\t-\t", text)
 
 
 def test_a_rotated_key_keeps_its_id_and_its_old_token_for_the_overlap(runner: CliRunner, client: redis.Redis) -> None:
@@ -114,19 +116,21 @@ def test_limits_of_a_key_are_kept_with_it(runner: CliRunner, client: redis.Redis
         "variants": ["pro", "max"],
         "operations": ["generate"],
     }
+    assert [row["policy"] for row in listed(runner)] == [policy]
+    assert "\tactive\t-\tits own limits\t" in run(runner, "keys", "list").stdout
 
 
 MISTAKES: list[tuple[list[str], str]] = [
     (["--tenant", "acmee", "--name", "web"], "--tenant: there is no tenant 'acmee'"),
     (["--tenant", "acme", "--name", ""], "--name: must have 1 to 64 printable characters"),
     (["--tenant", "acme", "--name", "a\nb"], "--name: must have 1 to 64 printable characters"),
-    (["--tenant", "acme", "--name", "x", "--expires", "soon"], "must be a duration"),
-    (["--tenant", "acme", "--name", "x", "--expires", "500d"], "must be a duration"),
-    (["--tenant", "acme", "--name", "x", "--budget", "5"], "must be one of minute, hour, day"),
-    (["--tenant", "acme", "--name", "x", "--budget", "0/day"], "must be dollars"),
-    (["--tenant", "acme", "--name", "x", "--images", "some/day"], "must be a whole number"),
-    (["--tenant", "acme", "--name", "x", "--rate", "10"], "must be a rate such as 120/1m"),
-    (["--tenant", "acme", "--name", "x", "--concurrency", "0"], "must be a whole number from 1"),
+    (["--tenant", "acme", "--name", "x", "--expires", "soon"], "--expires: must be a duration"),
+    (["--tenant", "acme", "--name", "x", "--expires", "500d"], "--expires: must be a duration"),
+    (["--tenant", "acme", "--name", "x", "--budget", "5"], "--budget: must be one of minute, hour, day"),
+    (["--tenant", "acme", "--name", "x", "--budget", "0/day"], "--budget: must be dollars"),
+    (["--tenant", "acme", "--name", "x", "--images", "some/day"], "--images: must be a whole number"),
+    (["--tenant", "acme", "--name", "x", "--rate", "10"], "--rate: must be a rate such as 120/1m"),
+    (["--tenant", "acme", "--name", "x", "--concurrency", "0"], "--concurrency: must be a whole number from 1"),
     (["--tenant", "acme", "--name", "x", "--variants", "pro,ultra"], "--variants: 'ultra' is not one of dev, max, pro"),
     (["--tenant", "acme", "--name", "x", "--operations", "draw"], "--operations: 'draw' is not one of edit, generate"),
 ]

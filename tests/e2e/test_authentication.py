@@ -13,24 +13,16 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
-from pydantic import SecretStr
 
 from app.domain.tenant import KeyPolicy
-from app.main import create_app
-from app.settings import Settings
-from app.surfaces.deps import by_key
+from app.errors import OPENAI
+from app.surfaces.prodia_wire import BAD_TOKEN
 from app.tenants import Keyring
+from tests.e2e import routes
 from tests.e2e.exchange import Answer, on_keyring, send
-from tests.fleet import PEPPER, TOKEN, Fleet, fleet
+from tests.e2e.routes import FOR_TOKENS, OPEN, declared
+from tests.fleet import PEPPER, Fleet, fleet
 
-OPEN = {
-    ("GET", "/metrics"),
-    ("GET", "/healthz"),
-    ("GET", "/readyz"),
-    ("GET", "/openapi.json"),
-    ("HEAD", "/openapi.json"),
-}
 TENANTS = {
     "acme": {"name": "Acme"},
     "other": {"name": "Other"},
@@ -39,53 +31,9 @@ TENANTS = {
 }
 
 
-@dataclass(frozen=True)
-class Declared:
-    """One route and method of a listener, and who may call it: "open", "key", or its own words; None says nothing."""
-
-    method: str
-    path: str
-    role: str | None
-
-
-def declared(app: FastAPI) -> list[Declared]:
-    """Every route of a listener as the framework will match it, included routers walked into."""
-    found = []
-    for route in _flat(app.routes):
-        role = "open" if route.path == "/openapi.json" else None  # the framework's own route; see `OPEN`
-        if isinstance(route, APIRoute):
-            role = "key" if _authenticates(route.dependant) else (route.openapi_extra or {}).get("x-role")
-        found += [Declared(method, route.path, role) for method in sorted(route.methods or ())]
-    return found
-
-
-def _flat(routes: list[Any]) -> Iterator[Any]:
-    for route in routes:
-        if inner := getattr(route, "original_router", None):
-            yield from _flat(inner.routes)
-        else:
-            assert hasattr(route, "methods"), f"{route}: a mount or socket would escape this test"
-            yield route
-
-
-def _authenticates(dependant: Any) -> bool:
-    return dependant.call is by_key or any(_authenticates(one) for one in dependant.dependencies)
-
-
 @pytest.fixture(scope="module")
 def listeners(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FastAPI]:
-    folder = tmp_path_factory.mktemp("listeners")
-    (folder / "tenants.yaml").write_text(json.dumps({"version": 1, "tenants": TENANTS}) + "\n")
-    settings = Settings(
-        prodia_token=SecretStr(TOKEN), prodia_base_url="http://127.0.0.1:1/v2",
-        redis_url=SecretStr("redis://127.0.0.1:1/0"),
-        gateway_key_pepper=SecretStr(PEPPER), gateway_tenants_file=folder / "tenants.yaml", gateway_data_dir=folder,
-    )  # fmt: skip
-    made = create_app(settings)
-    public, ops = made.public._app, made.ops._app
-    assert isinstance(public, FastAPI)
-    assert isinstance(ops, FastAPI)
-    return {"public": public, "ops": ops}
+    return routes.listeners(tmp_path_factory.mktemp("listeners"), TENANTS)
 
 
 @dataclass
@@ -149,6 +97,15 @@ def test_every_route_says_who_may_call_it(listeners: dict[str, FastAPI], listene
     assert open_ones == (OPEN if listener == "ops" else set())
 
 
+def told(answer: Answer) -> str:
+    """The code of an error in whichever surface's words it is."""
+    if answer.body == BAD_TOKEN:
+        return "unauthenticated"
+    document = answer.document
+    found = document.get("code") or document.get("gateway", document.get("error"))["code"]
+    return next((ours for ours, (_, theirs) in OPENAI.items() if theirs == found), found)
+
+
 @pytest.mark.parametrize("listener", ["public", "ops"])
 def test_without_a_key_every_route_but_the_open_ones_answers_401(
     target: Target, listeners: dict[str, FastAPI], listener: str
@@ -169,7 +126,26 @@ def test_without_a_key_every_route_but_the_open_ones_answers_401(
                 if one.role == "open":
                     assert answer.status == 200
                 else:
-                    assert (answer.status, answer.document["code"]) == (401, "unauthenticated")
+                    assert (answer.status, told(answer)) == (401, "unauthenticated"), one
+
+
+@pytest.mark.parametrize("listener", ["public", "ops"])
+def test_a_client_token_gets_into_what_is_for_it_and_nothing_else(
+    target: Target, listeners: dict[str, FastAPI], listener: str
+) -> None:
+    replica = target.fleet.replicas[0]
+    base = replica.url if listener == "public" else replica.ops
+    key, body = ("Authorization", f"Bearer {target.keys['acme']}"), ("Content-Type", "application/json")
+    token = send(base, "POST", "/v1/client-tokens", [key, body], b"{}").document["token"]
+    found = [one for one in declared(listeners[listener]) if one.role != "open"]
+    assert {(one.method, one.path) for one in found if one.role == "any"} == FOR_TOKENS
+    for one in found:
+        path = re.sub(r"\{[^}]*\}", "img_" + "0" * 48, one.path)
+        answer = send(base, one.method, path, [("Authorization", f"Bearer {token}"), body], b"{}")
+        if one.role == "key":
+            assert (answer.status, told(answer)) == (403, "forbidden"), one
+        else:
+            assert answer.status in (200, 400, 404, 405, 422), one
 
 
 def test_what_is_for_operators_is_not_on_the_public_listener(target: Target) -> None:
@@ -263,6 +239,30 @@ def test_a_signed_link_cannot_be_bent(target: Target) -> None:
     assert target.get(f"/v1/images/{foreign['id']}?{urlencode(query)}").status == 404
     assert target.get(f"{place}?{urlencode(query)}").status == 200
     assert target.get(image["url"], "other").status == 404  # a key that is sent is what counts
+
+
+def test_a_secret_is_exchanged_without_breaking_a_link(target: Target) -> None:
+    old, new = PEPPER, "a-fresh-secret-of-the-tests-0123456789"
+    steps = [(old, new), (new, old), (new, None)]
+    rolled = []
+    for first, second in steps:
+        own = {"GATEWAY_LINK_SECRET": first} | ({"GATEWAY_LINK_SECRET_SECOND": second} if second else {})
+        rolled.append(target.fleet.start(**own))
+    before, both, swapped, after = target.fleet.replicas[0], *rolled
+    for seen, made in ((both, before), (before, both), (swapped, both), (both, swapped), (after, swapped)):
+        url = _made_at(made.url, target.keys["acme"])
+        assert send(seen.url, "GET", url).status == 200
+    assert send(after.url, "GET", _made_at(before.url, target.keys["acme"])).status == 404  # the old secret is out
+    assert send(before.url, "GET", _made_at(after.url, target.keys["acme"])).status == 404
+    for replica in rolled:
+        replica.stop()
+
+
+def _made_at(url: str, key: str) -> str:
+    """The signed link of a picture that a replica made, or found."""
+    headers = [("Authorization", f"Bearer {key}"), ("Accept", "application/json"), ("Content-Type", "application/json")]
+    found = send(url, "POST", "/v1/generate", headers, b'{"prompt": "a lighthouse", "seed": 8}').document
+    return str(found["image"]["url"])
 
 
 def test_a_signed_link_dies_with_its_key(target: Target) -> None:
