@@ -1,4 +1,4 @@
-"""The commands: `kontext-gateway serve | sandbox | check | generate | edit | keys | ledger | usage | health`.
+"""The commands: `kontext-gateway serve | sandbox | check | generate | edit | keys | ledger | usage | health | ...`.
 
 Thin: each reads settings, calls one part of the app, and says in plain words what happened. A mistake is a line with
 its place and exit code 1, never a traceback.
@@ -12,16 +12,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import SecretStr
 
-from app.commands import ledger, pictures
-from app.commands.access import checked, fail, loop, read_settings, tenants_of, why, with_store
+from app.commands import content, ledger, pictures, webhooks
+from app.commands.access import checked, fail, loop, option, read_settings, tenants_of, why, with_store
 from app.domain.catalog import CatalogError
-from app.domain.tenant import KeyPolicy, parse_duration, parse_limits
+from app.domain.tenant import KeyPolicy, Limits, parse_duration, parse_limits
 from app.domain.tenants_file import TenantsFileError
 from app.domain.usage import parse_query
 from app.domain.windows import local_date
@@ -41,6 +42,8 @@ cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 keys_cli = typer.Typer(no_args_is_help=True, help="Create, list, rotate and revoke API keys.")
 cli.add_typer(keys_cli, name="keys")
 cli.add_typer(ledger.cli, name="ledger")
+cli.add_typer(webhooks.cli, name="webhooks")
+cli.add_typer(content.cli, name="content")
 cli.command()(pictures.generate)
 cli.command()(pictures.edit)
 T = TypeVar("T")
@@ -154,11 +157,14 @@ def keys_create(
         fail("--name: must have 1 to 64 printable characters")
     known = {variant for names in offered(load_catalog(settings)).values() for variant in names}
     wanted, does = _words("--variants", variants, known), _words("--operations", operations, {"generate", "edit"})
-    try:
-        lifetime = parse_duration(expires) if expires else 0
-        limits = parse_limits(requests=rate, images=images or (), concurrency=concurrency, budgets=budget or ())
-    except ValueError as error:
-        fail(str(error))
+    lifetime = option("--expires", parse_duration, expires) if expires is not None else 0
+    parts = (
+        option("--rate", lambda text: parse_limits(requests=text), rate),
+        option("--images", lambda texts: parse_limits(images=texts), images or ()),
+        option("--concurrency", lambda count: parse_limits(concurrency=count), concurrency),
+        option("--budget", lambda texts: parse_limits(budgets=texts), budget or ()),
+    )
+    limits = Limits(parts[0].requests, parts[1].images, parts[2].concurrency, parts[3].budgets)
     policy = KeyPolicy(limits, wanted, does)
     until = int(time.time()) + lifetime if lifetime else 0
     key_id, token = _with_keyring(settings, lambda ring: ring.create(tenant, name, expires=until, policy=policy))
@@ -185,8 +191,12 @@ def keys_list(
             "revoked" if record.revoked else "expired" if record.expires and record.expires <= time.time() else "active"
         )
         row = {"tenant": record.tenant, "key_id": record.id, "name": record.name, "state": state, "shown": record.shown,
-               "created": record.created, "expires": record.expires or None}  # fmt: skip
-        print(json.dumps(row) if as_json else f"{record.tenant}\t{record.id}\t{state}\t{record.shown}\t{record.name}")
+               "created": record.created, "expires": record.expires or None,
+               "policy": json.loads(record.policy.to_json())}  # fmt: skip
+        until = f"until {datetime.fromtimestamp(record.expires, UTC):%Y-%m-%dT%H:%M:%SZ}" if record.expires else "-"
+        narrower = "its own limits" if record.policy != KeyPolicy() else "-"
+        cells = (record.tenant, record.id, state, until, narrower, record.shown, record.name)
+        print(json.dumps(row) if as_json else "\t".join(cells))
 
 
 @keys_cli.command("rotate")

@@ -11,14 +11,13 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
 from app.commands import findings
-from app.commands.access import checked, fail, read_settings, with_store
+from app.commands.access import checked, fail, option, read_settings, with_store
 from app.domain import bill as bills
 from app.domain.reconciliation import Entry, Findings, Terms, reconcile
 from app.domain.tenant import parse_duration
@@ -28,8 +27,6 @@ from app.settings import LedgerSettings
 from app.store.redis import Store
 
 HOUR = 3_600_000  # ms
-A = TypeVar("A")
-T = TypeVar("T")
 cli = typer.Typer(no_args_is_help=True, help="Make a ledger, accept one that was lost, or hold it against a bill.")
 Tenant = Annotated[str | None, typer.Option("--tenant", help="Only this tenant's charges.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -108,10 +105,10 @@ def reconcile_with(
     def moment(text: str) -> int:
         return now if text == "now" else bills.parse_time(text)
 
-    columns = _option("--column", bills.parse_columns, column or ())
-    wide, age = _option("--tolerance", _span, tolerance), _option("--older-than", _span, older_than)
-    low = None if first is None else _option("--from", moment, first)
-    high = None if until is None else _option("--to", moment, until)
+    columns = option("--column", bills.parse_columns, column or ())
+    wide, age = option("--tolerance", _span, tolerance), option("--older-than", _span, older_than)
+    low = None if first is None else option("--from", moment, first)
+    high = None if until is None else option("--to", moment, until)
     lines = checked(lambda: bills.parse(bill.read_bytes(), file=str(bill), columns=columns))
     times = [line.at_ms for line in lines]
     covers = (min(times, default=now) if low is None else low, max(times, default=0) if high is None else high)
@@ -143,13 +140,6 @@ async def _known(store: Store, tenant: str | None) -> list[str]:
     if tenant is not None and tenant not in names:
         fail(f"--tenant: the ledger holds nothing of a tenant {tenant[:64]!r}")
     return names
-
-
-def _option(name: str, read: Callable[[A], T], text: A) -> T:
-    try:
-        return read(text)
-    except ValueError as error:
-        fail(f"{name}: {error}")
 
 
 def _span(text: str) -> int:
