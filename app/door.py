@@ -21,7 +21,8 @@ from app.telemetry.access import refusal
 HEAD_SECONDS = 10.0  # for a request's head, from its first byte on
 BODY_SECONDS = 30.0  # for its body, and for the client to take an answer, beside the time that BYTES_PER_SECOND gives
 BYTES_PER_SECOND = 32 * 1024
-LINGER_SECONDS = 2.0  # a connection stays open so long after an early answer, so that the client can read it
+LINGER_SECONDS = 2.0  # after an early answer a connection stays open so long for a client that sends, to be read
+QUIET_SECONDS = 10.0  # and so long for one that does not send yet
 SWEEP_SECONDS = 1.0
 READ_BYTES = 60 * 1024  # at once; so much is read of a body before it is known whether it is wanted
 
@@ -48,6 +49,7 @@ class Door(HttpToolsProtocol):
         """Take the connection, or say that there are too many."""
         super().connection_made(transport)
         self._stage, self._since, self._received, self._unsent_since = Stage.IDLE, self.loop.time(), 0, 0.0
+        self._lingers = QUIET_SECONDS
         self._early = EarlyAnswer(self)
         transport.set_protocol(Reads(self))  # type: ignore[arg-type]
         if len(self.connections) > self.most:
@@ -59,7 +61,7 @@ class Door(HttpToolsProtocol):
         """Feed the parser; what is not HTTP is refused and hung up on."""
         before = self._stage
         if before is Stage.ENDED:
-            return
+            return self._heard()
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
@@ -68,6 +70,7 @@ class Door(HttpToolsProtocol):
             self._last()  # answered as HTTP/1.1; nothing that follows is read
         if before < Stage.BODY and self._stage is Stage.BODY:
             self.flow.pause_reading()  # until the application asks: it may refuse by the head alone
+        return None
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
@@ -109,13 +112,24 @@ class Door(HttpToolsProtocol):
         super().shutdown()
 
     def end(self) -> None:
-        """Send what is written and no more, read no more, and leave the client a moment to see it.
+        """Send what is written and no more, and leave the client a moment to see it.
 
-        Closing with unread bytes would reset the connection, and many clients would never see why."""
+        What a client sends to a closed connection resets it, and many would never see why. So it is closed when the
+        client has closed it, or some time after it was last heard; what it sends is not read."""
         if self._stage is not Stage.ENDED and not self.transport.is_closing():
             self._stage, self._since = Stage.ENDED, self.loop.time()
-            self.flow.pause_reading()
             self.transport.write_eof()
+            self.flow.resume_reading()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is answered or read."""
+        return self._stage is Stage.ENDED
+
+    def _heard(self) -> None:
+        """The client still sends: it is left the time to notice the answer, and what it sends is left where it is."""
+        self._since, self._lingers = self.loop.time(), LINGER_SECONDS
+        self.flow.pause_reading()
 
     def sweep(self, now: float) -> None:
         """End this connection if it is late with anything."""
@@ -135,7 +149,7 @@ class Door(HttpToolsProtocol):
             case Stage.BODY if waited > BODY_SECONDS + self._received / BYTES_PER_SECOND and not self.flow.read_paused:
                 self.scope["state"]["late"] = True
                 self._refuse("request_timeout")
-            case Stage.ENDED if waited > LINGER_SECONDS and not unsent:
+            case Stage.ENDED if waited > self._lingers and not unsent:
                 self.transport.close()
         return None
 
@@ -174,8 +188,8 @@ class Reads:
         self.pause_writing, self.resume_writing = door.pause_writing, door.resume_writing
 
     def get_buffer(self, hint: int) -> memoryview:
-        """Where the next read goes."""
-        return self._buffer
+        """Where the next read goes; one byte tells that a client still sends."""
+        return self._buffer[:1] if self._door.ended else self._buffer
 
     def buffer_updated(self, count: int) -> None:
         """So many bytes were read."""

@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from time import monotonic
+from typing import Any
 
 import httpx2
 import structlog
@@ -16,6 +18,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 from app.cache.flight import Flights
+from app.cache.lineage import Lineage
 from app.cache.results import Results
 from app.domain import catalog as catalogue
 from app.domain import guidance
@@ -24,6 +27,14 @@ from app.domain.tenant import Tenant
 from app.errors import GatewayError
 from app.health import Health
 from app.images.gate import Gate
+from app.jobs.courier import Courier
+from app.jobs.desk import Jobs
+from app.jobs.hooks import Hooks
+from app.jobs.intake import Bounds
+from app.jobs.intake import Intake as QueueIntake
+from app.jobs.queue import Queue
+from app.jobs.run import Runner
+from app.jobs.worker import Worker
 from app.pictures import Pictures
 from app.pipeline import Gateway
 from app.prodia.client import Prodia
@@ -39,16 +50,20 @@ from app.settings import Settings
 from app.store.blobs import Spool
 from app.store.lease import Incarnation
 from app.store.redis import Store
-from app.surfaces import native, reports
+from app.store.seal import Seal
+from app.surfaces import client_tokens, native, openai, openai_schema, prodia, prodia_schema, references, reports
+from app.surfaces import jobs as jobs_surface
 from app.surfaces import ops as ops_surface
-from app.surfaces.dialect import on_crash, on_error, on_http_error
+from app.surfaces.dialect import methods_by_path, on_crash, on_error, on_http_error
+from app.surfaces.direct import Direct, short
 from app.surfaces.intake import Intake
 from app.surfaces.native_schema import complete
 from app.telemetry.access import Access
 from app.telemetry.metrics import Metrics
 from app.tenants import Keyring, Tenants
 
-SURFACES = (native, reports)
+# The first whose path and method fit has the call.
+SURFACES = (openai, native, prodia, reports, references, client_tokens, jobs_surface)
 VERSION = metadata.version("kontext-gateway")
 
 
@@ -61,16 +76,22 @@ class Application:
     api: FastAPI
     gateway: Gateway
     health: Health
+    jobs: Jobs
     stores: tuple[Store, ...]
 
     async def start(self) -> None:
         """Open what must be open before the first request. Raises NoLedger, TenantsFileError, OSError."""
         await self.health.start()
+        self.jobs.worker.start()
+        self.jobs.courier.start()
 
     async def stop(self, *, timeout: float) -> None:
         """Finish the jobs under way within `timeout` seconds, settle, and close."""
+        until = monotonic() + timeout
+        await self.jobs.worker.stop(timeout=timeout)
+        await self.jobs.courier.stop()
         if self.gateway.at_work:
-            await asyncio.wait(set(self.gateway.at_work), timeout=timeout)
+            await asyncio.wait(set(self.gateway.at_work), timeout=max(0.0, until - monotonic()))
         await self.health.stop()
         await self.gateway.buyer.gate.aclose()
         await self.gateway.buyer.prodia.aclose()
@@ -101,12 +122,15 @@ def create_app(
     separate = settings.cache_redis_url is not None and settings.cache_redis_url != settings.redis_url
     cache_store = _store(settings, settings.cache_redis_url, metrics) if separate else ledger_store
     pepper = _secret(settings.gateway_key_pepper).encode()
+    links = _secret(settings.gateway_link_secret or settings.gateway_key_pepper)
 
     tenants = Tenants(settings.gateway_tenants_file, offered(catalog), built_in=built_in_tenants)
     incarnation = Incarnation(ledger_store)
     epoch = Epoch(ledger_store)
     ledger = Ledger(ledger_store, epoch, incarnation.id, moved=lambda move: _count(metrics, move))
-    results = Results(cache_store, hot=settings.gateway_hot_cache_bytes)
+    seal = Seal(pepper)
+    results = Results(cache_store, seal, hot=settings.gateway_hot_cache_bytes)
+    lineage = Lineage(ledger_store, pepper, ttl=int(settings.gateway_lineage_ttl))
     turns = Turns(
         ledger_store,
         incarnation.id,
@@ -121,6 +145,7 @@ def create_app(
         ledger=ledger,
         flights=flights,
         results=results,
+        lineage=lineage,
         turns=turns,
         prodia=Prodia(
             base_url=settings.prodia_base_url,
@@ -151,17 +176,22 @@ def create_app(
             tenants=tenants,
             keyring=keyring,
             results=results,
-            pepper=pepper,
+            lineage=lineage,
+            secrets=[one.encode() for one in (links, _secret(settings.gateway_link_secret_second)) if one],
             link_ttl=settings.gateway_image_url_ttl,
         ),
         deliveries=Deliveries(ledger),
-        names=Names(ledger_store, incarnation),
+        names=Names(ledger_store, incarnation, seal),
         deadline=settings.gateway_upstream_deadline,
+        client_token_ttl=int(settings.gateway_client_token_ttl),
+        client_token_max_ttl=int(settings.gateway_client_token_max_ttl),
         at_work=set(),
     )
     health = Health(gateway, incarnation, epoch, log, strict=not settings.gateway_accept_volatile_ledger)
+    jobs = _jobs(settings, gateway, incarnation, log, health)
     intake = Intake(settings.gateway_body_memory)
-    public, api = _listener(gateway, health, intake), _listener(gateway, health, intake, ops=True)
+    public, api = _listener(gateway, health, jobs, intake), _listener(gateway, health, jobs, intake, ops=True)
+    public.state.url = api.state.url = settings.gateway_public_url.rstrip("/")
 
     def wrap(app: FastAPI, **more: frozenset[str]) -> Access:
         origins = lambda: tenants.current.cors_origins  # noqa: E731
@@ -173,6 +203,7 @@ def create_app(
         api=api,
         gateway=gateway,
         health=health,
+        jobs=jobs,
         stores=(ledger_store, cache_store) if separate else (ledger_store,),
     )
 
@@ -191,8 +222,29 @@ def offered(catalog: catalogue.Catalog) -> dict[str, frozenset[str]]:
     return {operation: frozenset(catalog.variants(operation)) for operation in ("generate", "edit")}
 
 
-def _listener(gateway: Gateway, health: Health, intake: Intake, *, ops: bool = False) -> FastAPI:
-    app = FastAPI(
+def _jobs(
+    settings: Settings,
+    gateway: Gateway,
+    incarnation: Incarnation,
+    log: structlog.typing.FilteringBoundLogger,
+    health: Health,
+) -> Jobs:
+    """The queue and its worker. Jobs are told of as the native surface tells of pictures."""
+    queue, ttl = Queue(gateway.ledger, incarnation, gateway.names.seal), settings.gateway_queue_ttl
+    runner = Runner(gateway, queue, native.said, ttl=ttl)
+    hooks = Hooks(gateway.ledger.store, gateway.pepper, loopback=settings.gateway_webhook_loopback)
+    courier = Courier(hooks, gateway.tenants, gateway.metrics, log, pauses=settings.webhook_pauses)
+    worker = Worker(
+        gateway, queue, runner, log,
+        seats=settings.gateway_queue_seats, ttl=ttl, draining=lambda: health.draining,
+    )  # fmt: skip
+    bounds = Bounds(ttl, settings.gateway_queue_jobs, settings.gateway_queue_tenant_bytes, settings.gateway_queue_bytes)
+    worker.intake = QueueIntake(gateway, queue, bounds, worker.kick)
+    return Jobs(worker.intake, queue, runner, worker, hooks, courier)
+
+
+def _listener(gateway: Gateway, health: Health, jobs: Jobs, intake: Intake, *, ops: bool = False) -> FastAPI:
+    app = Direct(
         title="Kontext Gateway",
         version=VERSION,
         openapi_url="/openapi.json" if ops else None,
@@ -200,13 +252,20 @@ def _listener(gateway: Gateway, health: Health, intake: Intake, *, ops: bool = F
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.gateway, app.state.health, app.state.intake = gateway, health, intake
+    app.state.gateway, app.state.health, app.state.jobs, app.state.intake = gateway, health, jobs, intake
     for surface in SURFACES:
         app.include_router(surface.router)
+    routes = [route for surface in SURFACES for route in surface.router.routes]
+    app.state.methods, app.short = methods_by_path(routes), short(routes)
     if ops:
         app.include_router(ops_surface.router)
         made = app.openapi
-        app.openapi = lambda: complete(made(), gateway.catalog, gateway.guidance.auto.order)  # type: ignore[method-assign]
+
+        def described() -> dict[str, Any]:
+            schema = complete(made(), gateway.catalog, gateway.guidance.auto.order)
+            return openai_schema.complete(prodia_schema.complete(schema, gateway.catalog), gateway.catalog)
+
+        app.openapi = described  # type: ignore[method-assign]
     app.add_exception_handler(GatewayError, on_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(Exception, on_crash)

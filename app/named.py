@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from app.cache.results import Result
-from app.domain import policy
 from app.domain.fingerprint import call_digest, scope_secret
-from app.domain.job import Ask, Caller, Job
+from app.domain.job import Ask, Caller
 from app.errors import GatewayError, Refused, UpstreamError
 from app.pipeline import Admitted, Control, Delivery, Gateway, beside_loop, kept
 from app.quota.names import Claim, Ended, Wanted
@@ -58,19 +57,15 @@ async def submit(
     job = admitted.job
     secret = scope_secret(gateway.pepper, f"t:{caller.tenant.id}")
     digest = await beside_loop(job, lambda: call_digest(job.request, secret=secret))
-    key = keys.idempotency(caller.tenant.id, caller.key_id, route, name)
+    key = keys.idempotency(caller.tenant.id, caller.holder, route, name)
     wanted = Wanted(key, digest, job.request.seed, record.request_id, admitted.until)
 
     def told(outcome: Result | GatewayError | Delivery) -> dict[str, Any]:
-        if isinstance(outcome, GatewayError):
-            return {"error": _written(outcome)}
-        if isinstance(outcome, Result):
-            outcome = Delivery(reseeded.job, outcome, "upstream", admitted.plans, kept(job, control))
-        return {"image": outcome.result.image_id, "said": tell(outcome)}
+        return answer_of(outcome, reseeded, control, tell)
 
     while True:
         found = await gateway.names.take(wanted, told, wait=not control.only_if_cached)
-        reseeded = _with_seed(admitted, found.seed)
+        reseeded = admitted.with_seed(found.seed)
         if isinstance(found, Claim):
             return await _first(gateway, found, reseeded, control, record)
         if found.answer is not None:
@@ -79,7 +74,22 @@ async def submit(
         picture = await gateway.results.find(*await gateway.where(reseeded.job))
         if picture is None:
             raise _repeated(UpstreamError("upstream_timeout", _UNKNOWN, charged=found.charged), found.request)
-        await gateway.names.close(key, found.claim, Claim(key, found.seed, told, found.claim).write(picture))
+        claim = Claim(key, found.seed, told, found.claim, gateway.names.seal)
+        await gateway.names.close(key, found.claim, claim.write(picture))
+
+
+def answer_of(
+    outcome: Result | GatewayError | Delivery,
+    admitted: Admitted,
+    control: Control,
+    tell: Callable[[Delivery], dict[str, Any]],
+) -> dict[str, Any]:
+    """What is kept of a call's outcome, to be told again: `error`, or `image` and what the surface said of it."""
+    if isinstance(outcome, GatewayError):
+        return written(outcome)
+    if isinstance(outcome, Result):
+        outcome = Delivery(admitted.job, outcome, "upstream", admitted.plans, kept(admitted.job, control))
+    return {"image": outcome.result.image_id, "said": tell(outcome)}
 
 
 async def _first(gateway: Gateway, claim: Claim, admitted: Admitted, control: Control, record: Record) -> Reply:
@@ -100,7 +110,7 @@ async def _first(gateway: Gateway, claim: Claim, admitted: Admitted, control: Co
 async def _again(gateway: Gateway, caller: Caller, ended: Ended, answer: dict[str, Any], record: Record) -> Reply:
     record.cache = "replay"
     if "error" in answer:
-        raise _repeated(_read(answer["error"]), ended.request)
+        raise _repeated(error_of(answer), ended.request)
     try:
         result = await gateway.pictures.by_key(caller, answer["image"])
     except Refused:
@@ -109,23 +119,18 @@ async def _again(gateway: Gateway, caller: Caller, ended: Ended, answer: dict[st
     return Reply(result, answer["said"], None)
 
 
-def _with_seed(admitted: Admitted, seed: int) -> Admitted:
-    """The same call with the seed that was assigned to the name first."""
-    job: Job = admitted.job
-    if seed == job.request.seed:
-        return admitted
-    return replace(admitted, job=policy.apply(job.caller, replace(job.request, seed=seed)))
-
-
 def _repeated(error: GatewayError, request: str) -> GatewayError:
     error.replay_of = request
     return error
 
 
-def _written(error: GatewayError) -> dict[str, Any]:
+def written(error: GatewayError) -> dict[str, Any]:
+    """An error as it is kept."""
     members = ("code", "detail", "field", "retry_after", "charged", "status", "extra")
-    return {name: getattr(error, name) for name in members}
+    return {"error": {name: getattr(error, name) for name in members}}
 
 
-def _read(kept: dict[str, Any]) -> GatewayError:
+def error_of(answer: Mapping[str, Any]) -> GatewayError:
+    """The error in a kept answer."""
+    kept = dict(answer["error"])
     return GatewayError(kept.pop("code"), kept.pop("detail"), **kept.pop("extra"), **kept)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic, perf_counter
+from typing import Literal
 
 from app.cache.flight import Elsewhere, Flights
 from app.cache.results import Result, Results
@@ -24,10 +25,13 @@ from app.domain.validate import validate
 from app.errors import GatewayError, Refused
 from app.images.gate import GATE_VERSION, Plan, inspect
 from app.pictures import Pictures
+from app.prodia.wire import Part
 from app.purchase import Buyer, Purchase
 from app.quota.deliveries import Deliveries
 from app.quota.ledger import Ledger
 from app.quota.names import Claim, Names
+from app.quota.party import Guest
+from app.quota.seat import Seat
 from app.telemetry.metrics import Metrics
 from app.telemetry.outcome import Outcome as Record
 from app.tenants import Keyring, Tenants
@@ -78,6 +82,13 @@ class Admitted:
     plans: Mapping[str, Plan]
     until: float
 
+    def with_seed(self, seed: int) -> Admitted:
+        """The same call with another seed."""
+        job = self.job
+        if seed == job.request.seed:
+            return self
+        return replace(self, job=policy.apply(job.caller, replace(job.request, seed=seed)))
+
 
 @dataclass(slots=True, kw_only=True)
 class Gateway:
@@ -97,6 +108,8 @@ class Gateway:
     deliveries: Deliveries
     names: Names
     deadline: float
+    client_token_ttl: int
+    client_token_max_ttl: int
     at_work: set[asyncio.Task[Result]]
 
     async def authenticate(self, token: str, record: Record) -> Caller:
@@ -104,12 +117,13 @@ class Gateway:
 
         The record names tenant and key only where the key was found valid, which is before the rates are asked.
         """
-        tenant_id, key_id, digest = await self.keyring.resolve(token)
+        bearer = await self.keyring.resolve(token)
+        tenant_id, key_id = bearer.tenant, bearer.key_id
         tenant = (await self.tenants.refresh()).tenants.get(tenant_id)
         if tenant is None:
             raise Refused("forbidden", "This key's tenant is not configured here.")
         try:
-            caller, record.rates = await self.ledger.admit(tenant, key_id, digest)
+            caller, record.rates = await self.ledger.admit(tenant, key_id, bearer.digest)
         except Refused as refused:
             if refused.code == "rate_limited":
                 record.tenant, record.key_id, record.rates = tenant_id, key_id, refused.rates  # type: ignore[attr-defined]
@@ -117,17 +131,17 @@ class Gateway:
         record.tenant, record.key_id = tenant_id, key_id
         if tenant.suspended:
             raise Refused("forbidden", "This tenant is suspended.")
-        return caller
+        return caller if bearer.client is None else caller.narrowed(bearer.client)
 
     async def submit(self, caller: Caller, ask: Ask, control: Control, record: Record) -> Delivery:
         """From what a caller wrote to a finished picture. Raises GatewayError; nothing is charged unless it says so."""
         return await self.obtain(await self.admit(caller, ask, record), control, record)
 
-    async def admit(self, caller: Caller, ask: Ask, record: Record) -> Admitted:
-        """What is decided before cache, money and others count: the request is legal and allowed. Raises
-        GatewayError."""
+    async def admit(self, caller: Caller, ask: Ask, record: Record, *, pictures: int = 1) -> Admitted:
+        """What is decided before cache, money and others count: the request is legal and allowed, `pictures` of it.
+        Raises GatewayError."""
         until = monotonic() + self.deadline - (perf_counter() - record.began)
-        request = validate(await self.chosen(caller, ask), self.catalog)
+        request = validate(await self.chosen(caller, ask, pictures=pictures), self.catalog)
         record.operation, record.variant = request.job_type.operation, request.job_type.variant
         job = policy.apply(caller, request)
         record.safety_action = job.safety.action
@@ -137,9 +151,20 @@ class Gateway:
         return Admitted(job, plans, until)
 
     async def obtain(
-        self, admitted: Admitted, control: Control, record: Record, claim: Claim | None = None
+        self,
+        admitted: Admitted,
+        control: Control,
+        record: Record,
+        claim: Claim | None = None,
+        guest: Guest[tuple[Part, ...]] | None = None,
+        seat: Seat | None = None,
     ) -> Delivery:
-        """The picture of an admitted request: from the cache, from a job that somebody else leads, or bought."""
+        """The picture of an admitted request: from the cache, from a job that somebody else leads, or bought.
+
+        Args:
+            guest: its place among the pictures of the same call.
+            seat: of a queued job, whose money is held already.
+        """
         job, plans, until = admitted.job, admitted.plans, admitted.until
         request, keep = job.request, kept(job, control)
         scope, digest = await self.where(job)
@@ -148,7 +173,7 @@ class Gateway:
             hit = await self.results.find_again(scope, digest, job.caller.tenant.cache.ttl_seconds)
         if hit is not None:
             record.cache = "hit"
-            self.deliveries.note(job, "cache", hit.price)
+            await self._had_for_nothing(job, hit, "cache")
             return Delivery(job, hit, "cache", plans, keep)
         record.cache = "miss" if keep and control.reuse else "bypass"
         if control.only_if_cached:
@@ -157,15 +182,26 @@ class Gateway:
         if request.seed_given:
             flight, first = self.flights.board(scope, digest)
         fresh = not (keep and control.reuse)
+        if guest is not None and not first:
+            guest.needs_nothing()
+        call = None
         while first or (landed := await self.flights.follow(flight, until - monotonic())) is None:
+            purchase = Purchase(flight, job, plans, until, keep, fresh, record, claim, guest, seat, call=call)
             try:
-                landed = await self._led(Purchase(flight, job, plans, until, keep, fresh, record, claim))
-                return Delivery(job, landed, "upstream", plans, keep)
+                return Delivery(job, await self._led(purchase), "upstream", plans, keep)
             except Elsewhere:
-                first = False
+                first, call = False, purchase.call  # the uploads were let go of
+                if guest is not None:
+                    guest.needs_nothing()
         record.cache = "coalesced"
-        self.deliveries.note(job, "coalesced", landed.price)
+        await self._had_for_nothing(job, landed, "coalesced")
         return Delivery(job, landed, "coalesced", plans, keep)
+
+    async def _had_for_nothing(self, job: Job, result: Result, source: Literal["cache", "coalesced"]) -> None:
+        """Count it; and where another tenant of a pool may have made it, note for this one how it came to be."""
+        self.deliveries.note(job, source, result.price)
+        if result.scope.startswith("pool:"):
+            await self.buyer.lineage.note(job, result, made=False)
 
     async def _led(self, purchase: Purchase) -> Result:
         """Lead in a task of its own: a caller that goes away cancels it only before dispatch, and if nobody follows."""
@@ -181,12 +217,15 @@ class Gateway:
         finally:
             del work  # its error's traceback refers to this frame: the cycle would keep an answer's bytes
 
-    async def chosen(self, caller: Caller, ask: Ask, *, uploads_needed: bool = True) -> Ask:
-        """The ask with `auto` replaced by a variant; what is left of the budgets is only read where it matters."""
+    async def chosen(self, caller: Caller, ask: Ask, *, uploads_needed: bool = True, pictures: int = 1) -> Ask:
+        """The ask as its caller may make it, with `auto` replaced by a variant; what is left of the budgets is only
+        read where it matters."""
+        ask = policy.bound(caller, ask)
         if not auto.asked(ask):
             return ask
         options = auto.options(caller, ask, self.catalog, self.guidance, uploads_needed=uploads_needed)
-        return auto.pick(options, await self.ledger.left(caller, options.user) if len(options.prices) > 1 else None)
+        left = await self.ledger.left(caller, options.user) if len(options.prices) > 1 else None
+        return auto.pick(options, None if left is None else left // pictures)
 
     def plans(self, job: Job) -> dict[str, Plan]:
         """What is done to make each upload conform. Raises InvalidImage."""

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from time import monotonic, time
 
 from app.cache.flight import Flight, Flights
+from app.cache.lineage import Lineage
 from app.cache.results import Result, Results, image_id
 from app.domain import policy, pricing
 from app.domain.ids import job_id
-from app.domain.job import Caller, Job
+from app.domain.job import Job
 from app.errors import Charged, LedgerUnavailable, Refused
 from app.images.gate import Gate, Plan
 from app.images.picture import describe
@@ -29,6 +30,8 @@ from app.prodia.wire import Call, Completed, Part
 from app.quota.hold import Hold, NotLeading
 from app.quota.ledger import Ledger
 from app.quota.names import Claim
+from app.quota.party import Guest
+from app.quota.seat import Seat, comes_again
 from app.store import keys
 from app.store.blobs import Spool
 from app.telemetry.metrics import Metrics
@@ -44,7 +47,8 @@ HEALTHY = frozenset({"invalid", "moderated", "failed", "refused", "misconfigured
 @dataclass(slots=True)
 class Purchase:
     """One job to be bought: for which flight, until when (monotonic), whether its picture is kept for reuse, whether
-    one that was made before does not count, and the name (`Idempotency-Key`) under which it was asked for."""
+    one that was made before does not count, the name (`Idempotency-Key`) under which it was asked for, its place among
+    the jobs that start with it, and for a queued job what it holds already."""
 
     flight: Flight
     job: Job
@@ -54,10 +58,14 @@ class Purchase:
     fresh: bool
     record: Record
     claim: Claim | None
+    guest: Guest[tuple[Part, ...]] | None = None
+    seat: Seat | None = None
     id: str = field(default_factory=job_id)
     call: Call | None = None  # what goes to the wire, once the inputs conform
 
     def __post_init__(self) -> None:
+        if self.seat is not None:
+            self.id = self.seat.job_id
         self.record.job_id = self.id
 
 
@@ -69,6 +77,7 @@ class Buyer:
     ledger: Ledger
     flights: Flights
     results: Results
+    lineage: Lineage
     turns: Turns
     prodia: Prodia
     gate: Gate
@@ -83,19 +92,22 @@ class Buyer:
         flight, job, tenant = it.flight, it.job, it.job.caller.tenant
         turn = self.turns.turn(tenant.id, tenant.weight, job.type.type, it.until)
         try:
-            it.call = await self._call(job, it.plans)
+            it.call = it.call or await self._call(it)
             # What is asked of Redis in one turn of the loop travels together: the flight, the money, the place in line.
             leading = self.flights.join(flight, fresh=it.fresh)
-            if flight.pooled:
+            if flight.pooled or it.seat:
                 await asyncio.shield(leading)
-            if at_once := self.turns.slack and not flight.pooled:
+            if at_once := self.turns.slack and not flight.pooled and it.guest is None and it.seat is None:
                 turn.ask()
             for _ in range(2):
                 try:
-                    async with Hold(
-                        self.ledger, job, it.id, flight.beside_money, at_once=at_once, claim=it.claim
-                    ) as hold:
+                    async with it.seat or Hold(
+                        self.ledger, job, it.id, flight.beside_money, at_once=at_once, claim=it.claim,
+                        abreast=it.guest.asks() if it.guest else None,
+                    ) as hold:  # fmt: skip
                         await asyncio.shield(leading)
+                        if it.guest is not None:
+                            await it.guest.begin(hold, it.until)
                         return await self._make(it, hold, turn)
                 except NotLeading:
                     await asyncio.shield(leading)  # says where it is led, or that it is led here by now
@@ -105,6 +117,8 @@ class Buyer:
             raise
         finally:
             turn.leave()
+            if it.guest is not None:
+                it.guest.left()
 
     async def _make(self, it: Purchase, hold: Hold, turn: Turn) -> Result:
         """Buy it; the bytes first, then the money, then the word to those who wait."""
@@ -114,8 +128,9 @@ class Buyer:
         ttl = it.job.caller.tenant.cache.ttl_seconds if it.keep else keys.CLAIM_S
         stored = await self.results.store(where, result, ttl)
         announcing = asyncio.create_task(self.flights.landed(it.flight, result, where if stored else None))
+        noting = asyncio.create_task(self.lineage.note(it.job, result, made=True))
         await self._settle(hold, it.job, bought, result)  # leaves first, in the same round trip
-        await announcing
+        await asyncio.gather(announcing, noting)
         return result
 
     async def _buy(self, it: Purchase, hold: Hold, turn: Turn) -> Bought:
@@ -129,8 +144,12 @@ class Buyer:
             async with turn.taken(timeout=it.until - asked):
                 it.record.waited += monotonic() - asked
                 self.metrics.wait.observe(monotonic() - asked)
-                await self._still_allowed(job)
-                await self._dispatch(it.flight, hold)
+                try:
+                    await self._still_allowed(job)
+                    await self._dispatch(it.flight, hold)
+                except BaseException:
+                    self.turns.untold(job.type.type)  # nothing was sent: if it was the probe, another is
+                    raise
                 try:
                     return await self._attempt(it)
                 except Fault as fault:
@@ -195,6 +214,8 @@ class Buyer:
         money = self.money[fault.outcome]
         it.record.charged = CHARGED[money]
         error = public_error(fault, CHARGED[money])
+        if it.seat is not None and proven_unbilled and comes_again(error):
+            raise error  # nothing has ended: the seat is given back, and the job is sent in a later turn
         told = {"reason": str(fault.outcome)} | ({"upstream_id": fault.upstream_id} if fault.upstream_id else {})
         match money:
             case "refund":
@@ -222,19 +243,27 @@ class Buyer:
         tenant = (await self.tenants.refresh()).tenants.get(job.caller.tenant.id)
         if tenant is None:
             raise Refused("forbidden", "This tenant was removed.")
-        now = Caller(tenant, job.caller.key_id, job.caller.token_digest, job.caller.policy)
-        if refusal := policy.still_allowed(job, now):
+        if refusal := policy.still_allowed(job, job.caller.under(tenant)):
             raise refusal
 
-    async def _call(self, job: Job, plans: Mapping[str, Plan]) -> Call:
-        """What goes to the wire: the inputs made to conform, under fixed file names, in the catalogue's order."""
+    async def _call(self, it: Purchase) -> Call:
+        """What goes to the wire; an input that several jobs start from is made to conform once."""
+
+        async def parts() -> tuple[Part, ...]:
+            return await self._parts(it.job, it.plans)
+
+        ready = await (it.guest.input(parts) if it.guest else parts())
+        return Call(it.job.type.type, it.job.config, ready, it.job.request.output)  # type: ignore[arg-type]
+
+    async def _parts(self, job: Job, plans: Mapping[str, Plan]) -> tuple[Part, ...]:
+        """The inputs made to conform, under fixed file names, in the catalogue's order."""
         parts = []
         for rule in job.type.inputs:
             upload = job.request.uploads[rule.name]
             ready = await self.gate.prepare(upload.data, plans[rule.name], rule)
             upload.release()
             parts.append(Part(f"{rule.name}.{ready.format}", ready.content_type, await self.spool.keep(ready.data)))
-        return Call(job.type.type, job.config, tuple(parts), job.request.output)  # type: ignore[arg-type]
+        return tuple(parts)
 
 
 def _result(it: Purchase, bought: Completed, picture: tuple[str, int, int], where: str) -> Result:

@@ -107,8 +107,8 @@ class Gate:
 
 
 def _forward(data: bytes, plan: Plan) -> Prepared:
-    """The file as it came, searched to its end this time, without its metadata unless that is kept."""
-    header = read_header(data, whole=True)
+    """The file as it came, by now searched to its end, without its metadata unless that is kept."""
+    header = plan.header if plan.header.complete else read_header(data)
     notes: tuple[str, ...] = ()
     if header.cuts and not plan.keep_metadata:
         data, notes = header.without_metadata(data), ("metadata removed",)

@@ -11,11 +11,12 @@ from typing import Literal
 
 from app.domain.inputs import InputRule
 from app.errors import InvalidImage
-from app.images.header import MAX_PIXELS, Malformed
+from app.images.header import MAX_PIXELS, Header, Malformed
 from app.images.probe import read_header
 
 UPLOAD_MAX_BYTES = 25_000_000
 UPLOAD_MAX_PIXELS = MAX_PIXELS
+SEARCHED = 1_000_000  # bytes of a JPEG's compressed data that are searched on the event loop
 
 _REENCODING = frozenset(("orientation", "fit", "recompress"))
 
@@ -35,6 +36,7 @@ class Plan:
     actions: tuple[str, ...]
     fitted: str | None  # "1920x1440" when the size in pixels will change
     target: tuple[int, int]  # width and height that will be sent
+    header: Header
     keep_metadata: bool = False
 
     @property
@@ -65,7 +67,7 @@ def inspect(
     if size > UPLOAD_MAX_BYTES:
         raise refusal("too_large", f"The image has more than {UPLOAD_MAX_BYTES:,} bytes.", rule)
     try:
-        header = read_header(data)
+        header = read_header(data, searched=SEARCHED)
     except Malformed as wrong:
         raise refusal(wrong.code, str(wrong), rule) from None
     if header.format not in rule.formats:
@@ -106,6 +108,7 @@ def inspect(
         actions=tuple(action for action, needed in planned.items() if needed),
         fitted=_times(target) if target != oriented else None,
         target=target,
+        header=header,
         keep_metadata=keep_metadata and not reencoded,
     )
 

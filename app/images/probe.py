@@ -11,12 +11,13 @@ from app.images.header import Header, UnknownFormat
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 
-def read_header(data: bytes, *, whole: bool = False) -> Header:
-    """The header of a PNG, JPEG or WebP; `whole` also searches a large JPEG to its end (off the event loop only)."""
+def read_header(data: bytes, *, searched: int | None = None) -> Header:
+    """The header of a PNG, JPEG or WebP. Of a JPEG's compressed data, `searched` bytes are searched for what may hide
+    there; None for all, which for a large one is done off the event loop."""
     if data.startswith(png.SIGNATURE):
         return png.read(data)
     if data.startswith(jpeg.SIGNATURE):
-        return jpeg.read(data, whole=whole)
+        return jpeg.read(data, searched=searched)
     if webp.matches(data):
         return webp.read(data)
     raise UnknownFormat("The file is not a PNG, JPEG or WebP picture.")

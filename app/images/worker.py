@@ -79,7 +79,7 @@ def conform(data: bytes, target: tuple[int, int], max_bytes: int, formats: tuple
 
 def remake(data: bytes, target: tuple[int, int], max_bytes: int, formats: tuple[str, ...]) -> Made:
     """Decode, turn upright, bring to `target` (width, height), and encode within `max_bytes` as one of `formats`."""
-    header = read_header(data, whole=True)
+    header = read_header(data)
     image, profile = _decode(header.without_metadata(data), header, target)
     return _encode(image, profile, header.format, max_bytes, formats)
 

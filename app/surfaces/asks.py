@@ -27,7 +27,7 @@ EditBody = tuple[dict[str, Any], dict[str, Upload], bool]
 
 async def read_generate(request: Request) -> dict[str, Any]:
     """The fields of a generation. Raises InvalidRequest."""
-    _require(request, "application/json")
+    require(request, "application/json")
     return await read_json(request, JSON_SLACK)
 
 
@@ -35,7 +35,7 @@ async def read_edit(request: Request, caller: Caller, gateway: Gateway) -> EditB
     """The body of an edit, as a form or as JSON. Raises InvalidRequest, and Refused: not_found for an image id."""
     if media_type(request)[0] == "multipart/form-data":
         return await _read_form(request, gateway)
-    _require(request, "application/json", "multipart/form-data")
+    require(request, "application/json", "multipart/form-data")
     fields = await read_json(request, EDIT_JSON_BYTES)
     return fields, await _uploads(fields, caller, gateway), False
 
@@ -54,7 +54,7 @@ async def read_quote(request: Request, caller: Caller, gateway: Gateway, chosen:
         if operation != "edit":
             raise InvalidRequest("`operation` must be edit in a form.", field="operation", choices=["edit"])
         return Ask("edit", fields, uploads, textual=True, accepted_format=chosen)
-    _require(request, "application/json", "multipart/form-data")
+    require(request, "application/json", "multipart/form-data")
     fields = await read_json(request, EDIT_JSON_BYTES)
     operation = fields.pop("operation", None)
     if operation not in OPERATIONS:
@@ -74,10 +74,12 @@ async def _read_form(request: Request, gateway: Gateway) -> EditBody:
 
 async def _uploads(fields: dict[str, Any], caller: Caller, gateway: Gateway) -> dict[str, Upload]:
     """The inputs among the fields of a JSON body, which they are taken out of."""
-    return {name: await _upload(name, fields.pop(name), caller, gateway) for name in _inputs(gateway) if name in fields}
+    return {
+        name: await read_upload(name, fields.pop(name), caller, gateway) for name in _inputs(gateway) if name in fields
+    }
 
 
-async def _upload(name: str, value: Any, caller: Caller, gateway: Gateway) -> Upload:
+async def read_upload(name: str, value: Any, caller: Caller, gateway: Gateway) -> Upload:
     """An image in a JSON body: a data URL, {"b64": ...} or {"image_id": ...}."""
     match value:
         case str() if prefix := _DATA_URL.match(value):
@@ -85,7 +87,7 @@ async def _upload(name: str, value: Any, caller: Caller, gateway: Gateway) -> Up
         case {"b64": str() as text} if len(value) == 1:
             return Upload(await decode_base64(text, name))
         case {"image_id": str() as wanted} if len(value) == 1 and re.fullmatch(IMAGE_ID, wanted):
-            return Upload((await gateway.pictures.by_key(caller, wanted)).image)
+            return Upload((await gateway.pictures.by_key(caller, wanted)).image, wanted)
     raise InvalidRequest(f'`{name}` must be a data URL, {{"b64": ...}} or {{"image_id": ...}}.', field=name)
 
 
@@ -93,6 +95,7 @@ def _inputs(gateway: Gateway) -> set[str]:
     return {rule.name for job in gateway.catalog.enabled.values() for rule in job.inputs}
 
 
-def _require(request: Request, *kinds: str) -> None:
+def require(request: Request, *kinds: str) -> None:
+    """Hold a body to the first of these media types; the others are named too. Raises InvalidRequest."""
     if media_type(request)[0] != kinds[0]:
         raise InvalidRequest(f"Send {' or '.join(kinds)}.", code="unsupported_type", accepted=list(kinds))

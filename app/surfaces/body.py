@@ -11,7 +11,7 @@ import asyncio
 import binascii
 import json
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,16 @@ MAX_PARTS = 64
 FIELD_BYTES = 64 * KB
 OFF_LOOP = 256 * KB
 JSON_COPIES = 3  # while a large JSON body is read, its bytes, its text and its values are in memory at the same time
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a multipart body; a file has a filename or an image content type."""
+
+    name: str
+    filename: str | None
+    is_file: bool
+    data: bytes
 
 
 @dataclass(slots=True)
@@ -67,7 +77,7 @@ async def read_json(request: Request, limit: int) -> dict[str, Any]:
 def parse_json(data: bytes) -> dict[str, Any]:
     """A JSON object, strictly: UTF-8, no repeated keys, no constants that are not JSON. Raises InvalidRequest."""
     try:
-        found = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_constant)
+        found = _STRICT.decode(data.decode("utf-8"))
     except InvalidRequest:
         raise
     except (ValueError, RecursionError):
@@ -83,18 +93,36 @@ async def read_form(request: Request, options: dict[str, str]) -> Form:
     Raises:
         InvalidRequest: too large, truncated, too many parts, a repeated file, a text field that is not UTF-8.
     """
+    form = Form()
+    async for part in read_parts(request, options, FORM_BYTES):
+        _keep(form, part)
+    return form
+
+
+async def read_parts(
+    request: Request, options: dict[str, str], limit: int, *, texts: Collection[str] = ()
+) -> AsyncIterator[Part]:
+    """The parts of a multipart body in their order, each whole.
+
+    Args:
+        limit: bytes of the body.
+        texts: names of parts that are text and as short as one, whatever their headers say.
+
+    Raises:
+        InvalidRequest: too large, truncated, malformed, too many parts.
+    """
     boundary = options.get("boundary", "")
     if not re.fullmatch(r"[0-9A-Za-z'()+_,./:=? -]{1,70}", boundary, re.ASCII):
         raise _unreadable("The multipart body has no usable boundary.")
-    form, name, is_file = Form(), "", False
+    name, filename, is_file = "", None, False
     chunks: list[bytes] = []
     size = 0
     try:
         with PushMultipartParser(boundary, max_segment_count=MAX_PARTS, max_header_size=2048, strict=True) as parser:
-            async for chunk in _stream(request, FORM_BYTES):
+            async for chunk in _stream(request, limit):
                 for event in parser.parse(chunk):
                     if event is None:
-                        _keep(form, name, is_file, b"".join(chunks))
+                        yield Part(name, filename, is_file, b"".join(chunks))
                         chunks.clear()
                     elif isinstance(event, bytes | bytearray):
                         size += len(event)
@@ -102,13 +130,13 @@ async def read_form(request: Request, options: dict[str, str]) -> Form:
                             raise _too_large("image" if is_file else "field", IMAGE_BYTES if is_file else FIELD_BYTES)
                         chunks.append(bytes(event))
                     else:
-                        name, is_file = _part(event.headerlist)
+                        name, filename, is_file = _part(event.headerlist)
+                        is_file = is_file and name not in texts
                         chunks, size = [], 0
     except ParserLimitReached:
         raise _too_large("form", MAX_PARTS, unit="parts") from None
     except (MultipartError, UnicodeError):
         raise _unreadable("The multipart body is malformed or truncated.") from None
-    return form
 
 
 def hold_only(request: Request, uploads: Iterable[Upload]) -> None:
@@ -156,8 +184,8 @@ async def _stream(request: Request, limit: int, copies: int = 1) -> AsyncIterato
         raise _unreadable("The body ended early.") from None
 
 
-def _part(headers: list[tuple[str, str]]) -> tuple[str, bool]:
-    """Name of a part and whether it is a file."""
+def _part(headers: list[tuple[str, str]]) -> tuple[str, str | None, bool]:
+    """Name and filename of a part, and whether it is a file."""
     lower = [(name.lower(), value) for name, value in headers]
     dispositions = [value for name, value in lower if name == "content-disposition"]
     if len(dispositions) != 1 or any(name == "content-transfer-encoding" for name, _ in lower):
@@ -166,18 +194,19 @@ def _part(headers: list[tuple[str, str]]) -> tuple[str, bool]:
     if kind != "form-data" or not name:
         raise _unreadable("A multipart part has no name.")
     content_type = next((value for header, value in lower if header == "content-type"), "")
-    return name, filename is not None or content_type.lower().startswith(("image/", "application/octet-stream"))
+    is_file = filename is not None or content_type.lower().startswith(("image/", "application/octet-stream"))
+    return name, filename, is_file
 
 
-def _keep(form: Form, name: str, is_file: bool, data: bytes) -> None:
-    shown = name[:64]
-    if is_file:
+def _keep(form: Form, part: Part) -> None:
+    name, shown = part.name, part.name[:64]
+    if part.is_file:
         if name in form.files or name in form.fields:
             raise InvalidRequest(f"`{shown}` is given more than once.", field=shown, status=400)
-        form.files[name] = Upload(data)
+        form.files[name] = Upload(part.data)
         return
     try:
-        text = data.decode("utf-8")
+        text = part.data.decode("utf-8")
     except UnicodeDecodeError:
         raise InvalidRequest(f"`{shown}` is not UTF-8 text.", field=shown, status=400) from None
     if name in form.files or (name in form.fields and name != "tags"):
@@ -190,16 +219,28 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if not all(name.isascii() or name.isprintable() for name in found):
         raise _unreadable("A field name has characters that cannot be printed.")
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)[:64]
+        repeated = _first_repeated(name for name, _ in pairs)[:64]
         raise InvalidRequest(
             f"`{_printable(repeated)}` is given more than once.", field=_printable(repeated), status=400
         )
     return found
 
 
+def _first_repeated(names: Iterable[str]) -> str:
+    """In one pass: an object can have tens of thousands of names."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return ""
+
+
 def _constant(name: str) -> None:
     raise _unreadable(f"{name} is not JSON.")
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_constant)
 
 
 def _printable(text: str) -> str:

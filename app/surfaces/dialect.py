@@ -1,4 +1,4 @@
-"""HTTP conventions of the native surface: Accept and Cache-Control in, problem+json out.
+"""HTTP conventions: Accept and Cache-Control in, problem+json out, and where a surface puts a wire form of its own.
 
 Pure translation; the error table in `app.errors` says everything else.
 """
@@ -6,10 +6,13 @@ Pure translation; the error table in `app.errors` says everything else.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, ClassVar
 
 import orjson
+from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,6 +25,7 @@ FORMATS = {"image/jpeg": "jpeg", "image/png": "png", "image/webp": "webp"}
 PROBLEM = "application/problem+json"
 REPLAYED = "Idempotency-Replayed"
 MAX_NAME = 255  # characters of an Idempotency-Key
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 _STRING = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"')  # of RFC 8941
 
 
@@ -33,6 +37,7 @@ class Accepted:
     format: str | None
 
 
+@lru_cache(256)
 def accepted(header: str | None) -> Accepted:
     """Read an Accept header. JSON only where it is preferred to an image; a format only where it is the single image
     type."""
@@ -130,20 +135,61 @@ def problem(error: GatewayError, request_id: str) -> dict[str, Any]:
     return body | error.extra
 
 
-async def on_error(request: Request, error: Exception) -> Response:
-    """Exception handler: a GatewayError as the caller sees it."""
-    assert isinstance(error, GatewayError)  # noqa: S101
-    record = record_of(request)
-    record.code, record.charged = error.code, error.charged
-    headers = {"Cache-Control": "no-store"}
+class Dialect(APIRoute):
+    """A route of a surface: `surface` is its name in metrics and logs, `refuse` writes an error in its wire form.
+
+    An endpoint that takes the request, and the caller by its role, and nothing else, is handed both without the
+    framework's resolution of dependencies, which costs more than all that the gateway decides.
+    """
+
+    surface: ClassVar[str] = "native"
+    direct: Handler | None = None  # the endpoint with its role before it, where it takes nothing more
+
+    @staticmethod
+    def refuse(request: Request, error: GatewayError) -> Response:
+        """The answer to an error of this route, whoever raised it."""
+        return as_problem(request, error)
+
+    def get_route_handler(self) -> Handler:
+        """The endpoint with its role before it; FastAPI's own handler for an endpoint that takes more."""
+        found = self.dependant
+        more = (found.path_params, found.query_params, found.header_params, found.cookie_params, found.body_params)
+        if any(more) or len(found.dependencies) != 1 or found.request_param_name is None:
+            return super().get_route_handler()
+        (role,), request_name, endpoint = found.dependencies, found.request_param_name, self.endpoint
+        authenticate, caller_name = role.call, role.name
+        assert authenticate is not None  # noqa: S101
+        assert caller_name is not None  # noqa: S101
+
+        async def handle(request: Request) -> Response:
+            response: Response = await endpoint(**{request_name: request, caller_name: await authenticate(request)})
+            return response
+
+        self.direct = handle
+        return handle
+
+
+def as_problem(request: Request, error: GatewayError) -> Response:
+    """An error as the native surface, and whatever has no surface of its own, writes it."""
+    headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if error.replay_of is not None:
-        headers[REPLAYED] = "true"
-    body = orjson.dumps(problem(error, error.replay_of or record.request_id), default=str)
+    body = orjson.dumps(problem(error, error.replay_of or record_of(request).request_id), default=str)
     return Response(body, error.status, headers, media_type=PROBLEM)
+
+
+async def on_error(request: Request, error: Exception) -> Response:
+    """Exception handler: a GatewayError as the caller sees it, in the words of the surface that was called."""
+    assert isinstance(error, GatewayError)  # noqa: S101
+    record = record_of(request)
+    record.code, record.charged = error.code, error.charged
+    response = getattr(request.scope.get("route"), "refuse", as_problem)(request, error)
+    response.headers["Cache-Control"] = "no-store"
+    if error.replay_of is not None:
+        response.headers[REPLAYED] = "true"
+    return response
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
@@ -155,8 +201,18 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     )
     allow = (getattr(error, "headers", None) or {}).get("Allow")
     if allow:
-        response.headers["Allow"] = allow
+        path = getattr(request.scope.get("route"), "path", None)
+        response.headers["Allow"] = ", ".join(sorted(request.app.state.methods.get(path, {allow})))
     return response
+
+
+def methods_by_path(routes: Iterable[Any]) -> dict[str, set[str]]:
+    """The methods of each path: the router, which stops at the first route of a path, knows only that one's."""
+    found: dict[str, set[str]] = {}
+    for route in routes:
+        if route.include_in_schema:
+            found.setdefault(route.path, set()).update(route.methods)
+    return found
 
 
 async def on_crash(request: Request, error: Exception) -> Response:

@@ -6,11 +6,7 @@ decides nothing about policy, money or cache.
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import re
-import time
-from collections.abc import Coroutine
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -20,28 +16,25 @@ from fastapi import APIRouter, Request
 from fastapi import Path as PathParameter
 from starlette.responses import Response
 
-from app import named
-from app.cache.results import Result
 from app.domain import policy
-from app.domain.advice import advise
 from app.domain.job import Ask, Caller
 from app.domain.pricing import usd
 from app.domain.tenant import Limits
 from app.errors import Refused
-from app.named import Reply
 from app.pipeline import Delivery, Gateway
 from app.surfaces import native_schema
 from app.surfaces.asks import IMAGE_ID, read_edit, read_generate
-from app.surfaces.body import hold_only
-from app.surfaces.deps import KeyCaller, by_key, gateway_of, record_of
-from app.surfaces.dialect import REPLAYED, accepted, control, idempotency_key, json_response, picture_document
+from app.surfaces.deps import AnyCaller, KeyCaller, by_any, gateway_of, record_of
+from app.surfaces.dialect import Dialect, accepted, json_response
+from app.surfaces.documents import result_document
+from app.surfaces.queued import take_its_time
+from app.surfaces.walk import GONE, picture_headers, said_of, walk
 
-router = APIRouter()
-_GONE = Response(status_code=499)
+router = APIRouter(route_class=Dialect)
 
 
 @router.post("/v1/generate", **native_schema.generate())
-async def generate(request: Request, caller: KeyCaller) -> Response:
+async def generate(request: Request, caller: AnyCaller) -> Response:
     """Make a picture from a text."""
     gateway = gateway_of(request)
     record_of(request).operation = "generate"
@@ -51,7 +44,7 @@ async def generate(request: Request, caller: KeyCaller) -> Response:
 
 
 @router.post("/v1/edit", **native_schema.edit())
-async def edit(request: Request, caller: KeyCaller) -> Response:
+async def edit(request: Request, caller: AnyCaller) -> Response:
     """Change a picture as an instruction says."""
     gateway = gateway_of(request)
     record_of(request).operation = "edit"
@@ -70,7 +63,7 @@ async def image(
     e: str | None = None,
     s: str | None = None,
 ) -> Response:
-    """A stored picture: with the key, or with the signed link that a reply gave."""
+    """A stored picture: with the key or a client token, or with the signed link that a reply gave."""
     gateway = gateway_of(request)
     if s is not None and "authorization" not in request.headers:
         legal = t and k and e and e.isascii() and e.isdecimal() and re.fullmatch(r"[0-9a-f]{64}", s)
@@ -78,11 +71,11 @@ async def image(
             raise Refused("not_found", "There is no such picture.")
         found = await gateway.pictures.by_link(image_id, t or "", k or "", int(e or "0"), s)
     else:
-        caller = await by_key(request)
+        caller = await by_any(request)
         if not re.fullmatch(IMAGE_ID, image_id):
             raise Refused("not_found", "There is no such picture.")
         found = await gateway.pictures.by_key(caller, image_id)
-    headers = _picture_headers(found) | {"Cache-Control": "private, max-age=3600"}
+    headers = picture_headers(found) | {"Cache-Control": "private, max-age=3600"}
     if f'"{found.sha256}"' in [
         tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")
     ]:
@@ -91,12 +84,12 @@ async def image(
 
 
 @router.get("/v1/models", **native_schema.models())
-async def models(request: Request, caller: KeyCaller) -> Response:
+async def models(request: Request, caller: AnyCaller) -> Response:
     """The catalogue in the OpenAI list shape, with parameters, prices and times."""
     gateway = gateway_of(request)
     data = [
         {
-            "id": f"flux-kontext-{job.variant}" if job.type.startswith("inference.flux") else job.variant,
+            "id": job.model,
             "object": "model", "created": 0, "owned_by": "prodia",
             "variant": job.variant, "operation": job.operation, "job_type": job.type,
             "price": None if job.price is None else {"micro_usd": job.price, "usd": usd(job.price)},
@@ -148,133 +141,27 @@ def _accepted(request: Request) -> Any:
 
 
 async def _serve(request: Request, caller: Caller, gateway: Gateway, ask: Ask) -> Response:
-    """Run the walk while watching the client: one that goes away is not waited for."""
+    """Walk, and write what came; a document is only made where it is wanted, now or by a repeat under the same name. A
+    job that may take its time goes into the queue."""
     record, json = record_of(request), _accepted(request).json
-    hold_only(request, ask.uploads.values())
-    walk = _walk(request, caller, gateway, ask, whole=json)
-    reply = await _unless_gone(request, walk)
-    if reply is None:
-        record.code = "client_gone"
-        return _GONE
-    result, headers = reply.result, {**reply.said["headers"], "Cache-Control": "no-store"}
-    if reply.delivery is None:
-        headers[REPLAYED] = "true"
-    else:
-        record.job_id, record.source = result.job_id, reply.delivery.source
-        record.cost, record.saved = reply.delivery.cost, reply.delivery.saved
-    if json:
-        document = reply.said["document"]
-        if ask.fields.get("response_format") == "b64_json":
-            document["image"]["b64_json"] = pybase64.b64encode(result.image).decode()
-        return Response(orjson.dumps(document), 200, headers, "application/json")
-    return Response(result.image, 200, headers, result.content_type)
-
-
-async def _walk(request: Request, caller: Caller, gateway: Gateway, ask: Ask, *, whole: bool) -> Reply:
-    """The walk of a call, with a name or without; without one a document is only made where it is wanted."""
-    record, asked = record_of(request), control(request.headers.get("cache-control"))
+    whole = json or "idempotency-key" in request.headers
 
     def tell(delivery: Delivery) -> dict[str, Any]:
-        headers = _picture_headers(delivery.result) | _delivery_headers(delivery)
-        return {"headers": headers} | ({"document": _document(delivery, gateway, record.request_id)} if whole else {})
+        return {"document": result_document(delivery, gateway, record.request_id)} if whole else {}
 
-    name = idempotency_key(request.headers.getlist("idempotency-key"))
-    if name is not None:
-        whole = True  # a repeat may want another form
-        return await named.submit(gateway, caller, ask, asked, record, route=ask.operation, name=name, tell=tell)
-    delivery = await gateway.submit(caller, ask, asked, record)
-    return Reply(delivery.result, tell(delivery), delivery)
-
-
-async def _unless_gone(request: Request, walk: Coroutine[Any, Any, Reply]) -> Reply | None:
-    """The walk's reply, or None when the client closed the connection first; the walk is then cancelled."""
-    walking, over = asyncio.current_task(), False
-
-    def leave(_: asyncio.Task[None]) -> None:
-        if walking is not None and not over:
-            walking.cancel()
-
-    gone = asyncio.create_task(_disconnect(request))
-    gone.add_done_callback(leave)
-    try:
-        return await walk
-    except asyncio.CancelledError:
-        if walking is None or not gone.done() or walking.uncancel():
-            raise
-        return None
-    finally:
-        over = True
-        gone.cancel()
+    told = await take_its_time(request, caller, ask) or await walk(request, caller, ask, route=ask.operation, tell=tell)
+    if told is None:
+        return GONE
+    if isinstance(told, Response):
+        return told
+    if json:
+        document = told.said["document"]
+        if ask.fields.get("response_format") == "b64_json":
+            document["image"]["b64_json"] = pybase64.b64encode(told.result.image).decode()
+        return Response(orjson.dumps(document), 200, told.headers, "application/json")
+    return Response(told.result.image, 200, told.headers, told.result.content_type)
 
 
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _picture_headers(result: Result) -> dict[str, str]:
-    return {
-        "ETag": f'"{result.sha256}"',
-        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(result.sha256)).decode()}:",
-        "Gateway-Image-Id": result.image_id,
-    }
-
-
-def _delivery_headers(delivery: Delivery) -> dict[str, str]:
-    result, safety = delivery.result, delivery.job.safety
-    applied = "none" if safety.applied is None else safety.applied  # none: the variant has no such parameter
-    decided = {"applied": applied, "ceiling": safety.ceiling, "requested": safety.requested}
-    chosen = delivery.job.request.chosen
-    told = {"Gateway-Auto": f'{chosen.variant}; because="{chosen.because}"'} if chosen else {}
-    return told | {
-        "Gateway-Job-Id": result.job_id,
-        "Gateway-Seed": str(result.seed),
-        "Gateway-Variant": result.variant,
-        "Gateway-Source": delivery.source,
-        "Gateway-Cost-Usd": usd(delivery.cost),
-        "Gateway-Safety": ", ".join(f"{name}={value}" for name, value in decided.items() if value is not None),
-        "Cache-Status": _cache_status(delivery),
-    }
-
-
-def _cache_status(delivery: Delivery) -> str:
-    """RFC 9211: where the picture came from, and whether it is kept."""
-    kept = delivery.job.caller.tenant.cache
-    match delivery.source:
-        case "cache":
-            return f"kontext-gateway;hit;ttl={max(0, delivery.result.created + kept.ttl_seconds - int(time.time()))}"
-        case "coalesced":
-            return "kontext-gateway;fwd=uri-miss;collapsed"
-    return "kontext-gateway;fwd=bypass" if not delivery.kept else "kontext-gateway;fwd=uri-miss;stored"
-
-
-def _document(delivery: Delivery, gateway: Gateway, request_id: str) -> dict[str, Any]:
-    """A JSON reply, but for the picture's own bytes."""
-    job, result, safety = delivery.job, delivery.result, delivery.job.safety
-    picture = picture_document(result, len(result.image))
-    if job.request.response_format == "url":
-        picture["url"] = gateway.pictures.link(job.caller, result)
-    body: dict[str, Any] = {
-        "id": result.job_id, "object": "kontext.result", "created": result.created,
-        "operation": job.operation, "variant": job.variant, "job_type": job.type.type, "seed": result.seed,
-        "source": delivery.source,
-        "safety": asdict(safety),
-        "image": picture,
-        "cost": {"micro_usd": delivery.cost, "usd": usd(delivery.cost), "saved_micro_usd": delivery.saved},
-        "advice": advise(job, gateway.catalog, gateway.guidance),
-        "request_id": request_id,
-    }  # fmt: skip
-    if job.request.chosen:
-        body["auto"] = asdict(job.request.chosen)
-    inputs = {
-        name: {
-            "sha256": delivery.digests[name], "width": plan.width, "height": plan.height, "fitted": plan.fitted,
-            "actions": list(plan.actions),
-        }
-        for name, plan in delivery.plans.items()
-    }  # fmt: skip
-    if len(inputs) == 1:
-        body["input"] = next(iter(inputs.values()))
-    elif inputs:
-        body["inputs"] = inputs
-    return body
+def said(gateway: Gateway, delivery: Delivery, request_id: str) -> dict[str, Any]:
+    """All that is said of a picture but its bytes, where its caller does not wait and may want any form of it."""
+    return said_of(delivery, {"document": result_document(delivery, gateway, request_id)})

@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from app.domain.catalog import OUTPUT_FORMATS, Catalog
+from app.domain.tenant import MAX_IMAGES
 from app.domain.usage import FILTERS, GROUPS, MAX_TEXT, PERS
 from app.domain.validate import AUTO, MAX_TAG_LENGTH, MAX_TAGS, MAX_USER_LENGTH
 from app.errors import CODES
+from app.jobs.hooks import FIELD
 from app.store.keys import RECENT
 from app.surfaces.asks import IMAGE_ID
 
@@ -24,6 +26,11 @@ _TAGS: dict[str, Any] = {
     "type": "array",
     "maxItems": MAX_TAGS,
     "items": {"type": "string", "minLength": 1, "maxLength": MAX_TAG_LENGTH, "format": "printable"},
+}
+_HOOK = {
+    "type": "string",
+    "format": "webhook-url",
+    "description": "Told of the job's end, with `Prefer: respond-async`; below a URL that the tenant allows.",
 }
 _IMAGE = {
     "oneOf": [
@@ -88,7 +95,7 @@ def edit() -> dict[str, Any]:
 
 def image() -> dict[str, Any]:
     """Route arguments of GET /v1/images/{id}."""
-    return _read({**_PICTURE}, extra={304: {"description": "Not modified"}}, role="key or signed link")
+    return _read({**_PICTURE}, extra={304: {"description": "Not modified"}}, role="key, client token or signed link")
 
 
 def models() -> dict[str, Any]:
@@ -134,6 +141,47 @@ def jobs() -> dict[str, Any]:
     return _read(content, parameters=[limit])
 
 
+def lineage() -> dict[str, Any]:
+    """Route arguments of GET /v1/images/{id}/lineage."""
+    return _read({"application/json": {"schema": {"type": "object", "required": ["object", "image", "steps"]}}})
+
+
+def deletion() -> dict[str, Any]:
+    """Route arguments of DELETE /v1/images/{id}."""
+    route = _read({})
+    route["responses"][204] = {"description": "Deleted"}
+    del route["responses"][200]
+    return route
+
+
+def client_tokens() -> dict[str, Any]:
+    """Route arguments of POST /v1/client-tokens."""
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/ClientTokenRequest"}}}
+    made = {"application/json": {"schema": {"type": "object", "required": ["object", "id", "token", "expires"]}}}
+    route = _read({})
+    route["responses"][201] = route["responses"].pop(200) | {"description": "Minted", "content": made}
+    route["openapi_extra"]["requestBody"] = {"required": True, "content": content}
+    return route
+
+
+def job() -> dict[str, Any]:
+    """Route arguments of GET /v1/jobs/{id}."""
+    return _read({"application/json": {"schema": {"type": "object", "required": ["id", "object", "state"]}}})
+
+
+def cancel() -> dict[str, Any]:
+    """Route arguments of DELETE /v1/jobs/{id}."""
+    route = job()
+    route["responses"] |= _problems(409)
+    return route
+
+
+def events() -> dict[str, Any]:
+    """Route arguments of GET /v1/jobs/{id}/events."""
+    stream: dict[str, Any] = {"text/event-stream": {}}  # OpenAPI 3.1 has no words for what each event is
+    return _read(stream, extra={204: {"description": "The client knows the end already."}})
+
+
 def complete(schema: dict[str, Any], catalog: Catalog, auto: tuple[str, ...]) -> dict[str, Any]:
     """Put the catalogue's own request schemas, the error document and the key into a finished OpenAPI document.
 
@@ -147,6 +195,7 @@ def complete(schema: dict[str, Any], catalog: Catalog, auto: tuple[str, ...]) ->
             "EditForm": _body(catalog, "edit", auto, form=True),
             "Quote": _quoted(catalog, auto, "generate", "edit", form=False),
             "QuoteForm": _quoted(catalog, auto, "edit", form=True),
+            "ClientTokenRequest": _client_token(catalog),
             "Result": RESULT,
             "Problem": PROBLEM,
         }
@@ -173,6 +222,7 @@ def _body(catalog: Catalog, operation: str, auto: tuple[str, ...], *, form: bool
             "response_format": {"type": "string", "enum": ["url", "b64_json"]},
             "user": {"type": "string", "minLength": 1, "maxLength": MAX_USER_LENGTH, "format": "printable"},
             "tags": {"anyOf": [_TAGS, _TAGS["items"]]} if form else _TAGS,
+            FIELD: _HOOK,
         }
         for name, parameter in job.parameters.items():
             properties[name] = parameter.json_schema()
@@ -205,11 +255,32 @@ def _quoted(catalog: Catalog, auto: tuple[str, ...], *operations: str, form: boo
     for operation in operations:
         for body in _body(catalog, operation, auto, form=form)["anyOf"]:
             properties = {"operation": {"type": "string", "enum": [operation]}} | body["properties"]
+            del properties[FIELD]  # nothing is queued
             required = [name for name in body["required"] if name not in inputs] + ([] if form else ["operation"])
             alternatives.append(
                 body | {"title": f"{operation} {body['title']}", "properties": properties, "required": required}
             )
     return {"anyOf": alternatives}
+
+
+def _client_token(catalog: Catalog) -> dict[str, Any]:
+    """What a client token can be bound to; what a key allows of it, only the gateway can say."""
+    several = {"type": "array", "minItems": 1}
+    variants = sorted({variant for _, variant in catalog.enabled})
+    return {
+        "type": "object",
+        "properties": {
+            "expires_in": {"type": "integer", "minimum": 1},
+            "operations": several | {"items": {"type": "string", "enum": ["generate", "edit"]}},
+            "variants": several | {"items": {"type": "string", "enum": variants}},
+            "ceiling": {"type": "integer", "minimum": 0, "maximum": 6},
+            "images": {"type": "integer", "minimum": 1, "maximum": MAX_IMAGES},
+            "usd": {"type": "string", "pattern": r"^([1-9][0-9]{0,8}(\.[0-9]{1,6})?|0\.(?=[0-9]*[1-9])[0-9]{1,6})$"},
+            "origins": {"type": "array", "items": {"type": "string", "format": "printable"}},
+            "user": {"type": "string", "minLength": 1, "maxLength": MAX_USER_LENGTH, "format": "printable"},
+        },
+        "additionalProperties": False,
+    }
 
 
 def _parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -223,6 +294,10 @@ def _route(operation: str, content: dict[str, Any]) -> dict[str, Any]:
             200: {
                 "description": "The picture: bytes, or JSON where Accept prefers it.",
                 "content": {**_PICTURE, "application/json": {"schema": {"$ref": "#/components/schemas/Result"}}},
+            },
+            202: {
+                "description": "The job is queued (`Prefer: respond-async`, or `wait=n` and it takes longer).",
+                "content": {"application/json": {"schema": {"type": "object", "required": ["id", "object", "state"]}}},
             },
             **_problems(*_COMMON, *_PAID),
         },

@@ -28,10 +28,10 @@ from app.quote import quote as quoted
 from app.store.keys import RECENT
 from app.surfaces import native_schema
 from app.surfaces.asks import read_quote
-from app.surfaces.deps import KeyCaller, gateway_of, record_of
-from app.surfaces.dialect import accepted, control, json_response, picture_document, prefers_csv, problem
+from app.surfaces.deps import AnyCaller, KeyCaller, gateway_of, record_of
+from app.surfaces.dialect import Dialect, accepted, control, json_response, picture_document, prefers_csv, problem
 
-router = APIRouter()
+router = APIRouter(route_class=Dialect)
 
 
 @router.post("/v1/quote", **native_schema.quote())
@@ -57,10 +57,10 @@ async def usage(request: Request, caller: KeyCaller) -> Response:
 
 
 @router.get("/v1/jobs", **native_schema.jobs())
-async def jobs(request: Request, caller: KeyCaller) -> Response:
-    """The calling key's recent jobs, newest first, with the pictures that are still there."""
+async def jobs(request: Request, caller: AnyCaller) -> Response:
+    """The recent jobs of the calling key or client token, newest first, with the pictures that are still there."""
     gateway = gateway_of(request)
-    found = await recent(gateway.ledger.store, caller.tenant.id, caller.key_id, limit=_limit(request))
+    found = await recent(gateway.ledger.store, caller.tenant.id, caller.holder, limit=_limit(request))
     heads = await gateway.pictures.heads(caller, [job.image for job in found if job.image])
     data = [_job(job, heads.get(job.image), gateway, caller) for job in found]
     return json_response({"object": "list", "data": data})

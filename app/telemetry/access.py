@@ -32,10 +32,14 @@ _EXPOSED = ", ".join(
     ("X-Request-Id", "RateLimit", "RateLimit-Policy", "Retry-After", "Server-Timing", "Cache-Status", "ETag",
      "Repr-Digest",
      "Gateway-Job-Id", "Gateway-Image-Id", "Gateway-Seed", "Gateway-Variant", "Gateway-Source", "Gateway-Cost-Usd",
-     "Gateway-Safety", "Gateway-Auto", "Idempotency-Replayed")
+     "Gateway-Safety", "Gateway-Auto", "Gateway-Left-Out", "Gateway-Missing", "Idempotency-Replayed", "Location",
+     "Preference-Applied")
 )  # fmt: skip
 _HOST = re.compile(rb"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
-_ALLOWED = "Authorization, Content-Type, Accept, Cache-Control, Prefer, Idempotency-Key"
+_ALLOWED = (
+    "Authorization, Content-Type, Accept, Cache-Control, Prefer, Idempotency-Key, Gateway-User, Gateway-Tags, "
+    "Last-Event-ID"
+)
 
 
 class Access:
@@ -101,7 +105,9 @@ class Access:
         finally:
             if charge := state.pop("charge", None):
                 charge.close()
-            record.route = getattr(scope.get("route"), "path", record.route)
+            route = scope.get("route")
+            record.route = getattr(route, "path", record.route)
+            record.surface = getattr(route, "surface", record.surface)
             seconds = perf_counter() - record.began
             self._metrics.finished(record, _method(scope), status or 499, seconds)
             if record.route not in self._quiet:

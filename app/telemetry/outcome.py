@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(slots=True)
 class Outcome:
-    """Facts of one request; money in micro-dollars, times in seconds."""
+    """Facts of one request; money in micro-dollars, times in seconds. `pictures` has a record for each of several."""
 
     request_id: str
     began: float = field(default_factory=perf_counter)
@@ -34,3 +34,18 @@ class Outcome:
     cache: str | None = None
     charged: str | None = None
     rates: list[Any] = field(default_factory=list)
+    pictures: list[Outcome] = field(default_factory=list)
+
+    @property
+    def each(self) -> list[Outcome]:
+        """The facts of every picture that the request was for: its own, or those of a call for several."""
+        return self.pictures or [self]
+
+    def add_up(self) -> None:
+        """Take over what the pictures of a call for several came to: sums of money and sends, the longest times."""
+        if made := [one for one in self.pictures if one.source]:
+            self.job_id, self.source = made[0].job_id, made[0].source
+        self.cost, self.saved = (sum(getattr(one, name) for one in self.pictures) for name in ("cost", "saved"))
+        self.attempts = sum(one.attempts for one in self.pictures)
+        slowest = max(self.pictures, key=lambda one: one.upstream + one.waited)
+        self.upstream, self.waited = slowest.upstream, slowest.waited

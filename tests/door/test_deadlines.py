@@ -11,11 +11,11 @@ import statistics
 from pathlib import Path
 from time import monotonic, sleep
 
-from tests.door.wire import Ending, Wire, gateway, head, upload_head
+from tests.door.wire import LATE, Ending, Wire, established, gateway, head, upload_head
 from tests.e2e.exchange import form, make_keys, send
 
 EACH = 40
-LATE = 6.0  # a sweep every second, on a machine that does other things too
+EARLY = 1.0  # seconds by which a client that is held up may begin to count after the server did
 PICTURE = 3_000_000
 OPENING = form(("prompt", b"make"), end=False)[:-2]
 
@@ -96,7 +96,7 @@ def test_slow_and_silent_connections_end_on_time_and_nobody_else_notices(tmp_pat
                 mine = found[number * EACH : (number + 1) * EACH]
                 for end in mine:
                     assert end.statuses == statuses, (kind.__name__, end)
-                    assert seconds <= end.seconds <= seconds + LATE, (kind.__name__, end.seconds)
+                    assert seconds - EARLY <= end.seconds <= seconds + LATE, (kind.__name__, end.seconds)
                     assert not statuses or end.code == "request_timeout"
                 print(f"\n{kind.__name__}: closed after {max(end.seconds for end in mine):.1f} s at the latest", end="")
             print(f"; {len(took)} good requests, p99 {statistics.quantiles(took, n=100)[98] * 1000:.0f} ms")
@@ -123,13 +123,7 @@ def test_a_client_that_does_not_take_its_answer_is_cut_off(tmp_path: Path) -> No
             reader.connect(("127.0.0.1", int(place)))
             reader.sendall(head("GET", f"/v1/images/{made.headers['gateway-image-id']}", key))
             began = monotonic()
-            while _established(replica.process.pid, reader.getsockname()[1]):
+            while established(replica.process.pid, reader.getsockname()[1]):
                 assert monotonic() - began < 30 + PICTURE / 32_768 + LATE
                 sleep(0.5)
             assert monotonic() - began > 30
-
-
-def _established(pid: int, port: int) -> bool:
-    """Whether the server's side of this connection is open."""
-    rows = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
-    return any(row.split()[2].endswith(f":{port:04X}") and row.split()[3] == "01" for row in rows)

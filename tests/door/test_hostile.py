@@ -1,6 +1,6 @@
-"""What is sent to hurt costs little, is refused, and leaves nothing of itself in logs, metrics, keys or headers.
+"""What is sent to hurt costs little, is refused, and leaves nothing of itself in logs, metrics or headers.
 
-Counts are scaled: hundreds of names and paths stand for the hundred thousands of the design's figures.
+Counts are scaled: hundreds of paths stand for the hundred thousands of the design's figures.
 """
 
 from __future__ import annotations
@@ -140,28 +140,6 @@ def test_the_number_of_series_has_a_bound(target: Target) -> None:
     assert not [value for value in labels if re.fullmatch(r"M\d+|[uv]\d+|/v1/\d+", value)]
 
 
-def test_names_that_callers_choose_never_become_keys(target: Target) -> None:
-    running, replica, keys = target
-    chance = random.Random(3)
-    pieces = ["{t:acme}", "kg:", "*", "?", "[a-z]", ":", "|", "é", "\\", "$", "' or 1=1", "eval", "{up}", "a", "\u4e16"]
-    users = ["".join(chance.choices(pieces, k=chance.randrange(1, 9))) for _ in range(200)]
-    for number, user in enumerate(users):
-        body = json.dumps({"prompt": "a lighthouse", "seed": number, "user": user, "tags": [user[:32]]}).encode()
-        headers = [("Authorization", f"Bearer {keys['peruser']}"), JSON, ("Idempotency-Key", f"{number}kg:*{{t:acme}}")]
-        assert send(replica.url, "POST", "/v1/generate", headers, body).status == 200
-    name, part = r"[a-z0-9][a-z0-9_-]*", r"[A-Za-z0-9_-]+"
-    grammar = re.compile(
-        rf"kg:\{{ledger\}}(:tenants)?|kg:\{{up\}}:(leases|held|wanted|gates)|kg:token:[0-9a-f]{{64}}"
-        rf"|kg:\{{(t|pool):{name}\}}:(ledger|keys|open|ambiguous|rows|days|(key|res|flight|result|idem|jobs|use):{part}"
-        rf"|(rate|conc):(tenant|key|user):{part}|win:(tenant|key|user):{part}:(usd|img):{part}:\d+)"
-    )
-    client = running.redis
-    found = [key.decode("utf-8", "replace") for key in client.scan_iter(count=1000)]
-    client.close()
-    assert len(found) > 200
-    assert [key for key in found if not grammar.fullmatch(key)] == []
-
-
 def test_health_is_constant_and_asks_nobody(target: Target) -> None:
     running, replica, _ = target
     client = running.redis
@@ -170,16 +148,20 @@ def test_health_is_constant_and_asks_nobody(target: Target) -> None:
         return int(client.info("stats")["total_commands_processed"])
 
     time.sleep(1)
-    before, began, answers = asked(), time.monotonic(), set()
+    before, began, cpu, answers = asked(), time.monotonic(), cpu_seconds(replica), set()
     for _ in range(1000):
         for path in ("/healthz", "/readyz"):
             with urllib.request.urlopen(replica.ops + path, timeout=10) as answer:
                 answers.add((path, answer.read()))
     beats = time.monotonic() - began + 2
+    each = (cpu_seconds(replica) - cpu) / 2000 * 1000
     more = asked() - before
     client.close()
-    print(f"\n2,000 probes in {beats - 2:.1f} s, {more} commands meanwhile, heartbeats among them")
+    print(
+        f"\n2,000 probes in {beats - 2:.1f} s of {each:.2f} ms of CPU, {more} commands meanwhile, heartbeats among them"
+    )
     assert answers == {("/healthz", b'{"status":"ok"}'), ("/readyz", b'{"status":"ready","reason":null}')}
+    assert each <= 2  # each on a connection of its own, and on a machine with other work; the design's figure is 1
     assert more <= 40 * beats
 
 

@@ -26,8 +26,10 @@ from app.domain.tenant import KeyPolicy
 from app.tenants import Keyring
 from tests.door.wire import gateway
 from tests.e2e.exchange import Answer, on_keyring, send
-from tests.e2e.test_authentication import Declared, declared, listeners  # noqa: F401
-from tests.fleet import PEPPER, Fleet, Replica
+from tests.e2e.routes import Declared, declared
+from tests.e2e.test_authentication import listeners  # noqa: F401
+from tests.fleet import PEPPER, Fleet, Replica, wait_until
+from tests.images.pictures import picture
 
 JSON = ("Content-Type", "application/json")
 CANARY = "nachtigall"
@@ -41,6 +43,7 @@ class Target:
     replica: Replica
     keys: dict[str, str]
     pictures: dict[str, str]
+    jobs: dict[str, str]
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +61,26 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
             return found
 
         keys = on_keyring(running, make) | {"malformed": "kgw_live_" + "0" * 38, "unknown": tokens.mint()}
-        found = Target(running, replica, keys, {})
+        found = Target(running, replica, keys, {}, {"nobody": "01234567-89ab-4cde-8f01-23456789abcd"})
         for tenant in ("acme", "other"):
             answer = _call(
                 replica.url, "POST", "/v1/generate", keys[tenant], body=b'{"prompt":"a lighthouse","seed":1}'
             )
             found.pictures[tenant] = answer.headers["gateway-image-id"]
+            found.jobs[tenant] = _queued(replica.url, keys[tenant])
         yield found
         time.sleep(0.2)
         log = replica.log.read_text()
         assert CANARY not in log
         assert not any(key in log for key in keys.values())
+
+
+def _queued(url: str, key: str) -> str:
+    """The id of a job that was queued and is processed."""
+    job = str(_call(url, "POST", "/v2/job/async", key, body=json.dumps(JOB).encode()).document["id"])
+    path = f"/v2/job/async/{job}/job.state.current"
+    wait_until(lambda: _call(url, "GET", path, key).body == b"processed", 20)
+    return job
 
 
 def _call(url: str, method: str, path: str, key: str | None, *headers: tuple[str, str], body: bytes = b"") -> Answer:
@@ -81,12 +93,23 @@ IDENTITIES = {
     None: 401, "malformed": 401, "unknown": 401, "revoked": 401, "expired": 401, "acme": 200, "other": 200,
     "edit only": 200, "generate only": 200,
 }  # fmt: skip
-FORBIDDEN = {"edit only": "/v1/generate", "generate only": "/v1/edit"}
+FORBIDDEN = {
+    "edit only": ("/v1/generate", "/v2/job", "/v2/job/async", "/v1/images/generations"),
+    "generate only": ("/v1/edit", "/v1/images/edits"),
+}
+PIXEL = base64.b64encode(picture("png", 256, 256)).decode()
+JOB = {"type": "inference.flux-kontext.pro.txt2img.v2", "config": {"prompt": "a lighthouse"}}
 BODIES = {  # own id, other tenant's id, nobody's id: what an edit starts from
     "/v1/generate": lambda image: {"prompt": "a lighthouse"},
     "/v1/edit": lambda image: {"prompt": "more sky", "image": {"image_id": image}},
     "/v1/quote": lambda image: {"operation": "edit", "prompt": "more sky", "image": {"image_id": image}},
+    "/v1/client-tokens": lambda image: {},
+    "/v1/images/generations": lambda image: {"prompt": "a lighthouse"},
+    "/v1/images/edits": lambda image: {"prompt": "more sky", "image": f"data:image/png;base64,{PIXEL}"},
+    "/v2/job": lambda image: JOB,
+    "/v2/job/async": lambda image: JOB,
 }
+MADE = ("/v1/client-tokens", "/v2/job/async")
 
 
 @pytest.mark.parametrize("listener", ["public", "ops"])
@@ -94,28 +117,33 @@ def test_every_route_and_method_for_every_caller_and_every_object(
     target: Target, listeners: dict[str, FastAPI], listener: str  # noqa: F811
 ) -> None:  # fmt: skip
     base = target.replica.url if listener == "public" else target.replica.ops
-    ids = {"acme": target.pictures["acme"], "other": target.pictures["other"], "nobody": "img_" + "0" * 48}
+    pictures = target.pictures | {"nobody": "img_" + "0" * 48}
     seen = 0
     for one in declared(listeners[listener]):
         for identity, usual in IDENTITIES.items():
             key = None if identity is None else target.keys[identity]
-            owner = "other" if identity == "other" else "acme"
-            for whose, image in ids.items():
-                named = "{" in one.path or one.path in ("/v1/edit", "/v1/quote")
-                if whose != "acme" and not named:
-                    continue
-                path = re.sub(r"\{[^}]*\}", image, one.path)
+            queued = one.path.startswith("/v2/job/async/")
+            owner = identity if queued else "other" if identity == "other" else "acme"  # a job is its own key's
+            for whose, image in (target.jobs if queued else pictures).items():
+                named = queued or "{image_id}" in one.path or one.path in ("/v1/edit", "/v1/quote")
+                if (whose != "acme" and not named) or (one.method == "DELETE" and whose == owner):
+                    continue  # the same call again, or one that ends what the others ask for
+                path = re.sub(r"\{[^}]*\}", image, one.path.replace("{filename}", "output.jpg"))
                 body = json.dumps(BODIES[one.path](image)).encode() if one.path in BODIES else b""
                 wanted = usual
                 if one.role == "open":
                     wanted = 200
-                elif usual == 200 and named and whose != owner:
-                    wanted = 404
-                if FORBIDDEN.get(identity) == one.path:
+                elif usual == 200 and (whose != owner if named else "{" in one.path):
+                    wanted = 404  # of other kinds of object there is none by this id
+                if usual == 200 and one.method != "POST" and one.path in ("/v1/images/generations", "/v1/images/edits"):
+                    wanted = 405
+                elif one.path in FORBIDDEN.get(identity, ()):
                     wanted = 403
                 for host in HOSTS if wanted >= 400 else HOSTS[:1]:
                     more = [("X-Forwarded-Host", host), ("X-Original-URL", "/healthz")] if host else []
                     answer = _call(base, one.method, path, key, *more, body=body)
+                    if wanted == 200 and one.path in MADE:
+                        wanted = 201
                     assert answer.status == wanted, (one, identity, whose, host, answer.body[:200])
                     seen += 1
     print(f"\n{listener}: {seen} calls")
@@ -141,6 +169,13 @@ OTHERS = {
     "X-Authorization": lambda key: ([("X-Authorization", f"Bearer {key}")], ""),
     "X-Forwarded-Authorization": lambda key: ([("X-Forwarded-Authorization", f"Bearer {key}")], ""),
 }
+
+
+def _formed(key: str) -> str:
+    secret = tokens.digest(key, PEPPER.encode())[:32]
+    return tokens.PREFIX + secret + tokens._checksum(secret)
+
+
 WRONG = {
     "Basic": lambda key: [("Authorization", "Basic " + base64.b64encode(f"x:{key}".encode()).decode())],
     "Token": lambda key: [("Authorization", f"Token {key}")],
@@ -154,6 +189,7 @@ WRONG = {
     "longer": lambda key: [("Authorization", f"Bearer {key}x")],
     "shorter": lambda key: [("Authorization", f"Bearer {key[:-1]}")],
     "stored hash": lambda key: [("Authorization", f"Bearer {tokens.digest(key, PEPPER.encode())}")],
+    "stored hash, in the form of a key": lambda key: [("Authorization", f"Bearer {_formed(key)}")],
 }
 
 

@@ -15,8 +15,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tests.e2e.exchange import BOUNDARY
-from tests.fleet import APP, Fleet, Replica, fleet
+from tests.fleet import Fleet, Replica, fleet
 
+LATE = 6.0  # seconds: a sweep every second, on a machine that does other things too
 TENANTS = {
     "acme": {},
     "other": {},
@@ -27,7 +28,7 @@ TENANTS = {
 
 @contextmanager
 def gateway(
-    folder: Path, *sandbox: str, program: Sequence[str] = APP, **environment: str
+    folder: Path, *sandbox: str, program: Sequence[str] | None = None, **environment: str
 ) -> Iterator[tuple[Fleet, Replica]]:
     """One replica, its upstream answering at once unless said otherwise."""
     text = json.dumps({"version": 1, "tenants": TENANTS}) + "\n"
@@ -78,7 +79,7 @@ class Wire:
         place = urlsplit(url)
         return cls(*await asyncio.open_connection(place.hostname, place.port, **options))
 
-    async def send(self, data: bytes) -> bool:
+    async def send(self, data: bytes | memoryview) -> bool:
         """Send all of it; False when the other side does not take it any more."""
         with suppress(ConnectionError):
             self.writer.write(data)
@@ -101,6 +102,12 @@ class Wire:
         """Be gone without a word."""
         self.writer.transport.abort()
         await asyncio.sleep(0.01)
+
+
+def established(pid: int, port: int) -> bool:
+    """Whether the server's side of the connection from this port of a client is open, or half open and not let go."""
+    rows = [row.split() for row in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    return any(row[2].endswith(f":{port:04X}") and (row[3] == "01" or row[9] != "0") for row in rows)
 
 
 def bytes_read(replica: Replica) -> int:

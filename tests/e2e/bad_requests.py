@@ -200,7 +200,6 @@ def fields() -> Iterator[Bad]:
         "negative_prompt",
         "size",
         "images",
-        "webhook_url",
         "fit",
         "",
         "__proto__",
@@ -303,17 +302,17 @@ def bodies() -> Iterator[Bad]:
 def routes() -> Iterator[Bad]:
     """Methods and paths that are not there."""
     for target, allowed in (
-        ("/v1/generate", "POST"),
-        ("/v1/edit", "POST"),
-        ("/v1/models", "GET"),
-        ("/v1/me", "GET"),
-        ("/v1/images/img_1", "GET"),
+        ("/v1/generate", ("POST",)),
+        ("/v1/edit", ("POST",)),
+        ("/v1/models", ("GET",)),
+        ("/v1/me", ("GET",)),
+        ("/v1/images/img_1", ("DELETE", "GET")),
     ):
         for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"):
-            if method != allowed:
+            if method not in allowed:
                 yield Bad(f"{method} {target}", target, b"", 405, "method_not_allowed", method=method)
     for target in (
-        "/", "/v1", "/v1/", "/v2/job", "/v1/generate/", "//v1/generate", "/v1//generate", "/v1/./generate",
+        "/", "/v1", "/v1/", "/v2", "/v2/jobs", "/v1/generate/", "//v1/generate", "/v1//generate", "/v1/./generate",
         "/v1/x/../generate", "/V1/generate",
         "/v1/Generate", "/v1/generate;a=b", "/v1/generate%00", "/v1/generate%20", "/v1%252fgenerate", "/v1/images",
         "/v1/images/", "/v1/images/a/b", "/metrics",

@@ -10,7 +10,7 @@ import base64
 import itertools
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -105,15 +105,19 @@ def tenants_file(tenants: list[Policy]) -> str:
     return json.dumps({"version": 1, "tenants": made}) + "\n"
 
 
-def attempts(tenants: list[Policy], seed: int, count: int) -> Iterator[Attempt]:
-    """`count` requests; the same seed gives the same ones."""
+Make = Callable[[Policy, int, random.Random], Attempt]
+
+
+def attempts(tenants: list[Policy], seed: int, count: int, surfaces: Sequence[Make]) -> Iterator[Attempt]:
+    """`count` requests, spread over the surfaces; the same seed gives the same ones."""
     draw = random.Random(seed)
     for number in range(count):
         index = draw.randrange(len(tenants))
-        yield _attempt(tenants[index], index * SPAN + number, draw)
+        yield draw.choice(surfaces)(tenants[index], index * SPAN + number, draw)
 
 
-def _attempt(tenant: Policy, seed: int, draw: random.Random) -> Attempt:
+def native(tenant: Policy, seed: int, draw: random.Random) -> Attempt:
+    """One `POST /v1/generate` or `/v1/edit`."""
     operation = draw.choice(("generate", "edit"))
     variant = draw.choice(EDIT_VARIANTS) if operation == "edit" else draw.choice(("pro", "max"))
     accept = (("Accept", draw.choice(("application/json", "image/*", "image/jpeg, */*"))),)
@@ -166,7 +170,7 @@ INSIDE = ("", " ", "\n\t")
 
 
 def _document(seed: int, operation: str, variant: str, draw: random.Random) -> tuple[int | str | None, bytes]:
-    asked, spelled = _member(operation, draw)
+    asked, spelled = member(operation, draw)
     members = [f'"prompt":{json.dumps(draw.choice(PROMPTS))}', f'"variant":"{variant}"', f'"seed":{seed}']
     if operation == "edit":
         members.append(f'"image":"data:image/jpeg;base64,{PHOTO64}"')
@@ -179,7 +183,8 @@ def _document(seed: int, operation: str, variant: str, draw: random.Random) -> t
     return asked, text.encode("utf-8", "surrogatepass")
 
 
-def _member(operation: str, draw: random.Random) -> tuple[int | str | None, list[str]]:
+def member(operation: str, draw: random.Random) -> tuple[int | str | None, list[str]]:
+    """What is legally asked for, and how that is spelled: no member of an object, one, or several."""
     top, space = RANGE[operation], draw.choice(INSIDE)
     kind = draw.random()
     if kind < 0.22:
@@ -224,16 +229,17 @@ ODD_PARTS = (
 
 
 def _form(seed: int, variant: str, draw: random.Random) -> tuple[int | str | None, bytes]:
-    asked, spelled = _parts(draw)
-    parts: list[tuple[str, bytes] | tuple[str, bytes, str] | bytes] = [
+    asked, spelled = parts(draw)
+    whole: list[tuple[str, bytes] | tuple[str, bytes, str] | bytes] = [
         ("prompt", draw.choice(PROMPTS).encode()), ("variant", variant.encode()), ("seed", str(seed).encode()),
         ("image", PHOTO, FILE), *spelled,
     ]  # fmt: skip
-    draw.shuffle(parts)
-    return asked, form(*parts)
+    draw.shuffle(whole)
+    return asked, form(*whole)
 
 
-def _parts(draw: random.Random) -> tuple[int | str | None, list[tuple[str, bytes] | tuple[str, bytes, str] | bytes]]:
+def parts(draw: random.Random) -> tuple[int | str | None, list[tuple[str, bytes] | tuple[str, bytes, str] | bytes]]:
+    """As `member`, for an edit's form."""
     kind, name = draw.random(), "safety_tolerance"
     if kind < 0.25:
         return None, []

@@ -40,7 +40,7 @@ RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 async def prepared(gate: Gate, data: bytes, rule: InputRule = RULE) -> Prepared:
     plan = inspect(data, rule)
     result = await gate.prepare(data, plan, rule)
-    header = read_header(result.data, whole=True)
+    header = read_header(result.data)
     assert (header.format, header.width, header.height) == (result.format, *plan.target)
     assert (result.width, result.height) == plan.target
     assert (header.orientation, header.cuts) == (1, ())

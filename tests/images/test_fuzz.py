@@ -70,11 +70,11 @@ def judge(data: bytes) -> None:
         assert all(256 <= side <= 1920 for side in plan.target)
         assert describe(data)[1:] == (plan.width, plan.height)
     try:
-        header = read_header(data, whole=True)
+        header = read_header(data)
     except Malformed:
         return
     clean = header.without_metadata(data)
-    again = read_header(clean, whole=True)
+    again = read_header(clean)
     assert (again.width, again.height, again.cuts) == (header.width, header.height, ())
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from app.errors import InvalidImage
 from app.images.gate import UPLOAD_MAX_BYTES, UPLOAD_MAX_PIXELS, InputRule, Plan, inspect
+from app.images.probe import read_header
 from tests.images.pictures import (
     FORMATS,
     SECRET,
@@ -43,8 +44,9 @@ def refused(data: bytes, fit: Literal["auto", "strict"] = "auto", rule: InputRul
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("fit", ["auto", "strict"])
 def test_a_conforming_picture_needs_nothing(format: str, fit: Literal["auto", "strict"]) -> None:
-    plan = inspect(picture(format), RULE, fit=fit)
-    assert plan == Plan(format, 400, 300, (400, 300), (), None, (400, 300))
+    data = picture(format)
+    plan = inspect(data, RULE, fit=fit)
+    assert plan == Plan(format, 400, 300, (400, 300), (), None, (400, 300), read_header(data))
 
 
 SIDES = [

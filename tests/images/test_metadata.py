@@ -160,7 +160,7 @@ def test_nothing_hides_where_one_step_of_the_search_ends_and_the_next_begins(off
     comment = segment(0xFE, SECRET)
     at = start + (1 << 20) + offset
     data = JPEG[:start] + bytes(at - start) + comment + JPEG[-2:]
-    assert read_header(data, whole=True).cuts == ((at, at + len(comment), b""),)
+    assert read_header(data).cuts == ((at, at + len(comment), b""),)
 
 
 async def test_large_files_are_searched_to_their_end_before_they_are_forwarded(gate: Gate) -> None:
