@@ -399,7 +399,8 @@ def record(running: Fleet, answer: Answer) -> bytes:
     """Where the name of an answer is kept."""
     with running.redis as client:
         names = client.scan_iter("kg:{t:named}:idem:*", count=1000)
-        (found,) = [name for name in names if answer.json["id"].encode() in (client.hget(name, "reply") or b"")]
+        wanted = answer.headers["x-request-id"].encode()
+        (found,) = [name for name in names if client.hget(name, "request") == wanted]
     return bytes(found)
 
 

@@ -31,10 +31,10 @@ def test_spend_is_told_by_user_tags_variant_and_source_and_adds_up_to_the_rows(
     first_id, first = new_key(running, "report")
     second_id, second = new_key(running, "report")
     for url, token, fields in [
-        (urls[0], first, {"seed": 1, "user": "ada", "tags": ["web", "a,b"]}),
-        (urls[1], first, {"seed": 2, "user": "ada", "tags": ["a,b", "web"], "variant": "max"}),
-        (urls[0], second, {"seed": 3, "user": "béla"}),
-        (urls[1], second, {"seed": 1, "user": "béla", "tags": ["web"]}),  # from the cache
+        (urls[0], first, {"seed": 1, "user": "user-one", "tags": ["web", "a,b"]}),
+        (urls[1], first, {"seed": 2, "user": "user-one", "tags": ["a,b", "web"], "variant": "max"}),
+        (urls[0], second, {"seed": 3, "user": "usér-two"}),
+        (urls[1], second, {"seed": 1, "user": "usér-two", "tags": ["web"]}),  # from the cache
     ]:
         assert generate(url, token, **fields).status == 200
     running.faults([{"kind": "failed", "count": 1}])
@@ -57,20 +57,20 @@ def test_spend_is_told_by_user_tags_variant_and_source_and_adds_up_to_the_rows(
         assert sum(row["spent"]["micro_usd"] for row in made["rows"]) == made["total"]["spent"]["micro_usd"]
         return {str(row[group]): row["spent"]["micro_usd"] for row in made["rows"]}
 
-    assert by("user") == {"ada": 120_000, "béla": 40_000, "None": 40_000}
+    assert by("user") == {"user-one": 120_000, "usér-two": 40_000, "None": 40_000}
     assert by("tags") == {"['a,b', 'web']": 120_000, "[]": 80_000, "['web']": 0}
     assert by("key") == {first_id: 120_000, second_id: 80_000}
     assert by("variant") == {"pro": 120_000, "max": 80_000}
     assert by("source") == {"upstream": 200_000, "cache": 0}
-    assert by("operation", "&user=ada&tag=web") == {"generate": 120_000}
+    assert by("operation", "&user=user-one&tag=web") == {"generate": 120_000}
     answer = call(urls[0], REPORT + "&group_by=user", first, headers={"Accept": "text/csv"})
     assert answer.headers["content-type"] == "text/csv; charset=utf-8"
     read = {row["user"]: int(row["spent_micro_usd"]) for row in csv.DictReader(io.StringIO(answer.body.decode()))}
-    assert read == {"ada": 120_000, "béla": 40_000, "": 40_000}
+    assert read == {"user-one": 120_000, "usér-two": 40_000, "": 40_000}
     client: Any = running.redis
     names = list(client.scan_iter("*report*", count=1_000))
     client.close()
-    assert not any(b"ada" in name or "béla".encode() in name for name in names)
+    assert not any(b"user-one" in name or "usér-two".encode() in name for name in names)
 
 
 def test_a_day_is_the_tenants_own(running: Fleet, urls: tuple[str, str]) -> None:
@@ -87,9 +87,9 @@ def test_a_day_is_the_tenants_own(running: Fleet, urls: tuple[str, str]) -> None
 
 def test_nothing_of_another_tenant_is_told(running: Fleet, urls: tuple[str, str]) -> None:
     mine, token = new_key(running, "report")
-    assert generate(urls[0], token, user="ada").status == 200
+    assert generate(urls[0], token, user="user-one").status == 200
     _, other = new_key(running, "report-other")
-    for query in ("", f"&key={mine}", "&user=ada"):
+    for query in ("", f"&key={mine}", "&user=user-one"):
         assert usage(urls[0], other, query)["rows"] == []
 
 
