@@ -1,8 +1,8 @@
 """Real processes for tests: a Valkey with an append-only file, the sandbox upstream with its bill, and gateway
 replicas.
 
-Everything listens on loopback on free ports and ends with the test. `program` lets a test run a deliberately wrong
-variant of the gateway in the place of `python -m app`.
+Everything listens on loopback on free ports and ends with the test. `program` is what is run as a replica; `PROGRAM`
+puts a deliberately wrong variant of the gateway in the place of `python -m app` for whatever runs in the block.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,9 @@ from tests.redis_server import LEDGER, RedisServer
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "upstream-token-of-the-tests"
 PEPPER = "pepper-of-the-tests-0123456789abcdef"
+Metrics = dict[tuple[str, tuple[tuple[str, str], ...]], float]  # (name, sorted labels) -> value
 APP = (sys.executable, "-m", "app")
+PROGRAM: ContextVar[Sequence[str]] = ContextVar("PROGRAM", default=APP)  # what fleets run as replicas
 
 
 def get_json(url: str, *, data: object = None, method: str | None = None, token: str | None = None) -> Any:
@@ -46,6 +48,12 @@ def get_json(url: str, *, data: object = None, method: str | None = None, token:
         return json.loads(answer.read() or b"null")
 
 
+def total(metrics: Metrics, name: str, **labels: str) -> float:
+    """Sum of a metric's samples that carry the given labels."""
+    wanted = set(labels.items())
+    return sum(value for (found, at), value in metrics.items() if found == name and wanted <= set(at))
+
+
 @dataclass
 class Replica:
     """One gateway process."""
@@ -55,7 +63,15 @@ class Replica:
     ops: str
     log: Path
 
-    def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    def is_ready(self) -> bool:
+        """Whether it takes requests by now. Raises AssertionError where it has ended."""
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            return bool(get_json(self.ops + "/readyz")["status"] == "ready")
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def metrics(self) -> Metrics:
         """Every sample of this replica as {(name, sorted labels): value}."""
         with urllib.request.urlopen(self.ops + "/metrics", timeout=10) as answer:
             text = answer.read().decode()
@@ -67,8 +83,7 @@ class Replica:
 
     def total(self, name: str, **labels: str) -> float:
         """Sum of a metric's samples that carry the given labels."""
-        wanted = set(labels.items())
-        return sum(value for (found, at), value in self.metrics().items() if found == name and wanted <= set(at))
+        return total(self.metrics(), name, **labels)
 
     def kill(self) -> None:
         """kill -9, as a crash does."""
@@ -98,6 +113,7 @@ class Fleet:
     server: RedisServer
     upstream: str
     environment: dict[str, str]
+    program: Sequence[str] = APP
     replicas: list[Replica] = field(default_factory=list)
 
     @property
@@ -144,16 +160,16 @@ class Fleet:
         made = json.loads(self.command("keys", "create", "--tenant", tenant, "--name", "test", "--json", *options))
         return str(made["token"])
 
-    def start(self, program: Sequence[str] = APP, **environment: str) -> Replica:
+    def start(self, **environment: str) -> Replica:
         """Start one more replica and wait until it is ready."""
-        replica = self.launch(program, **environment)
+        replica = self.launch(**environment)
         self.ready(replica)
         return replica
 
     def ready(self, *replicas: Replica) -> None:
         """Wait until they are."""
         for replica in replicas:
-            wait_until(partial(_ready, replica), 60, replica.log.read_text)
+            wait_until(replica.is_ready, 60, replica.log.read_text)
 
     @property
     def alive(self) -> list[Replica]:
@@ -178,33 +194,25 @@ class Fleet:
 
         return asyncio.run(make())
 
-    def launch(self, program: Sequence[str] = APP, **environment: str) -> Replica:
+    def launch(self, **environment: str) -> Replica:
         """Start one more replica, whether it becomes ready or not."""
-        return self._launch(free_port(), free_port(), program, environment)
+        return self._launch(free_port(), free_port(), environment)
 
-    def relaunch(self, replica: Replica, program: Sequence[str] = APP, **environment: str) -> Replica:
+    def relaunch(self, replica: Replica, **environment: str) -> Replica:
         """Start a replica that has ended again, on its addresses; the one that ended stays in the list."""
         port, ops = (int(url.rsplit(":", 1)[1]) for url in (replica.url, replica.ops))
-        return self._launch(port, ops, program, environment)
+        return self._launch(port, ops, environment)
 
-    def _launch(self, port: int, ops: int, program: Sequence[str], environment: Mapping[str, str]) -> Replica:
+    def _launch(self, port: int, ops: int, environment: Mapping[str, str]) -> Replica:
         log = self.folder / f"gateway-{port}.log"
         own = {"GATEWAY_LISTEN": f"127.0.0.1:{port}", "GATEWAY_OPS_LISTEN": f"127.0.0.1:{ops}"}
         with log.open("ab") as out:
             process = subprocess.Popen(
-                [*program, "serve"], env=self.environment | own | environment, cwd=ROOT, stdout=out, stderr=out
+                [*self.program, "serve"], env=self.environment | own | environment, cwd=ROOT, stdout=out, stderr=out
             )
         replica = Replica(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{ops}", log)
         self.replicas.append(replica)
         return replica
-
-
-def _ready(replica: Replica) -> bool:
-    assert replica.process.poll() is None, replica.log.read_text()
-    try:
-        return bool(get_json(replica.ops + "/readyz")["status"] == "ready")
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 @contextmanager
@@ -214,7 +222,7 @@ def fleet(
     *,
     replicas: int = 1,
     sandbox: Sequence[str] = ("--time-scale", "0.05", "--picture", "small"),
-    program: Sequence[str] = APP,
+    program: Sequence[str] | None = None,
     server: RedisServer | None = None,
     **environment: str,
 ) -> Iterator[Fleet]:
@@ -234,7 +242,7 @@ def fleet(
         "GATEWAY_DRAIN_DELAY": "0",
         **environment,
     }
-    made = Fleet(folder, server, upstream, settings)
+    made = Fleet(folder, server, upstream, settings, program or PROGRAM.get())
     made.tenants(tenants)
     upstream_options = ["--listen", f"127.0.0.1:{port}", "--token", TOKEN, "--bill", str(folder / "bill.jsonl")]
     with (folder / "sandbox.log").open("wb") as log:
@@ -242,7 +250,7 @@ def fleet(
     try:
         made.command("ledger", "init")
         wait_until(lambda: _answers(upstream), 20)
-        made.ready(*(made.launch(program) for _ in range(replicas)))
+        made.ready(*(made.launch() for _ in range(replicas)))
         yield made
     finally:
         for replica in made.replicas:

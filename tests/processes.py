@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import cycle
+from pathlib import Path
+
+
+def _ports() -> Iterator[int]:
+    """In no order, none twice before all were given. Below those of clients: one could take a port of theirs before a
+    process that is still starting listens on it."""
+    clients = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = range(10_000, max(clients, 30_000))
+    return cycle(random.SystemRandom().sample(ports, len(ports)))
+
+
+_PORTS = _ports()
 
 
 def free_port() -> int:
     """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", next(_PORTS)))
+            return int(probe.getsockname()[1])
 
 
 def wait_until(true: Callable[[], object], seconds: float, why: Callable[[], str] = str) -> None:

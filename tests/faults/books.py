@@ -111,10 +111,13 @@ class Books:
         return balance + [Violation("usage", text) for text in self._usage()]
 
     def _holds(self) -> Iterable[str]:
-        for name in {row["id"] for row in self.rows} - self.holds.keys():
+        told: dict[str, list[dict[str, str]]] = {}
+        for row in self.rows:
+            told.setdefault(row["id"], []).append(row)
+        for name in told.keys() - self.holds.keys():
             yield f"a row of {name}, which is no reservation"
         for name, hold in self.holds.items():
-            state, amount, rows = hold["state"], int(hold["amount"]), [row for row in self.rows if row["id"] == name]
+            state, amount, rows = hold["state"], int(hold["amount"]), told.get(name, [])
             path = [row["state"] for row in rows]
             legal = {
                 (),

@@ -31,8 +31,9 @@ from typing import Any
 import redis
 
 from tests.faults.books import MICRO, OPEN, Books, Broken, Violation, over
+from tests.faults.canaries import hits
 from tests.faults.clients import KEPT, PROMPT, History
-from tests.fleet import PEPPER, TOKEN, Fleet, get_json, wait_until
+from tests.fleet import PEPPER, TOKEN, Fleet, Metrics, get_json, total, wait_until
 
 __all__ = ["Books", "Broken", "Violation", "over"]
 
@@ -107,8 +108,9 @@ def check(
         found += _named(history, found_books)
     if absent := int(fleet.stats()["safety_tolerance_absent"]):
         found.append(Violation("I9", f"{absent} jobs carried no safety tolerance"))
-    found += _leaks(fleet)
-    metric = _cost_metric(fleet)
+    metrics = {replica.log.name: replica.metrics() for replica in fleet.alive}
+    found += _leaks(fleet, metrics)
+    metric = _cost_metric(fleet, metrics)
     by_replicas = (row for one in found_books.values() for row in one.rows if row["by"] != "reconcile")  # no replica's
     delta = sum(int(row["delta"]) for row in by_replicas)
     if metric is not None and metric != delta:
@@ -200,14 +202,26 @@ def _named(history: History, found: Mapping[str, Books]) -> Iterable[Violation]:
             yield Violation("I6", f"one name of {tenant} was charged for {n} jobs")
 
 
-def _leaks(fleet: Fleet) -> Iterable[Violation]:
-    """I10: what must not be told, looked for in everything that a run leaves behind but the bodies of answers."""
+def _leaks(fleet: Fleet, metrics: Mapping[str, Metrics]) -> Iterable[Violation]:
+    """I10: what must not be told, in any encoding, looked for after every run in logs, metrics and names of keys; the
+    row O-01 looks everywhere."""
     with fleet.redis as client:
-        traces = {"a name of a Redis key": b"\n".join(client.scan_iter(count=1000))}
-    traces |= {replica.log.name: replica.log.read_bytes() for replica in fleet.replicas}
-    for what, secret in (("token", TOKEN), ("pepper", PEPPER), ("prompt", PROMPT), ("key", "kgw_live_")):
-        for place in (place for place, text in traces.items() if secret.encode() in text):
-            yield Violation("I10", f"the {what} is in {place}")
+        places = [("a name of a Redis key", b"\n".join(client.scan_iter(count=1000)))]
+    places += [(replica.log.name, replica.log.read_bytes()) for replica in fleet.replicas]
+    places += [(f"metrics of {name}", repr(told).encode()) for name, told in metrics.items()]
+    secrets = {"token": TOKEN, "pepper": PEPPER, "prompt": PROMPT, "key": "kgw_live_"}
+    for text in hits(places, {name: secret.encode() for name, secret in secrets.items()}):
+        yield Violation("I10", text)
+
+
+def none_lost(fleet: Fleet, tenant: str = "acme") -> int:
+    """How many pictures a tenant has paid for, all of which are stored. Raises Broken."""
+    rows = [row for row in books(fleet, tenant).rows if row["state"] == "SETTLED" and row.get("image")]
+    with fleet.redis as client:
+        gone = [row["job"] for row in rows if not client.exists(f"kg:{{t:{tenant}}}:result:{row['image'][4:44]}")]
+    if gone:
+        raise Broken([Violation("I3", f"the picture of {job} was paid and lost") for job in gone])
+    return len(rows)
 
 
 def received(fleet: Fleet) -> int:
@@ -242,12 +256,12 @@ def recovers(fleet: Fleet, token: str, history: History, *, requests: int = 20, 
         time.sleep(0.05)
 
 
-def _cost_metric(fleet: Fleet) -> int | None:
+def _cost_metric(fleet: Fleet, metrics: Mapping[str, Metrics]) -> int | None:
     """Charged minus given back over all replicas; None when one of them is dead and its counters are lost."""
     if any(replica.process.poll() is not None for replica in fleet.replicas):
         return None
     cost, refunded = "kontext_gateway_cost_dollars_total", "kontext_gateway_refunded_dollars_total"
-    return sum(round((replica.total(cost) - replica.total(refunded)) * MICRO) for replica in fleet.replicas)
+    return sum(round((total(told, cost) - total(told, refunded)) * MICRO) for told in metrics.values())
 
 
 def settle_down(fleet: Fleet, tenant: str, seconds: float = 20) -> None:

@@ -69,11 +69,12 @@ async def ask(
     headers = {"Authorization": f"Bearer {token}", "Accept": accept} | ({"Idempotency-Key": name} if name else {})
     async with session.post(f"{url}/v1/generate", json=body, headers=headers) as answer:
         data = await answer.read()
-        told = json.loads(data) if answer.status >= 400 else {}
+        ours = "json" in answer.headers.get("Content-Type", "")  # what stands in front of a gateway answers otherwise
+        told = json.loads(data) if answer.status >= 400 and ours else {}
         seed = answer.headers.get("Gateway-Seed")
         return Answer(
             answer.status,
-            told.get("code", "ok"),
+            told.get("code", "ok" if answer.status < 400 else "not a gateway's"),
             answer.headers.get("Gateway-Source", ""),
             told.get("charged", ""),
             None if seed is None else int(seed),

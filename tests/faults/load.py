@@ -18,6 +18,7 @@ class Load(History):
 
     next_seed: int = 0
     marks: dict[str, float] = field(default_factory=dict)
+    logged: int = 0  # bytes that the replicas wrote of it meanwhile
 
     def mark(self, name: str) -> None:
         """Remember this moment."""

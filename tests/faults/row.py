@@ -22,23 +22,27 @@ SEED = "FAULTS_SEED"  # environment variable that replays a run
 
 @dataclass(frozen=True)
 class Row:
-    """One fault: `asked` is the figure to reach, `counts` what `work` is called with at each depth."""
+    """One fault: `asked` is the figure to reach, `counts` what `work` is called with at each depth. `by_name`: too long
+    for a night together with the others, so that it is run nightly only where it is named."""
 
     id: str
     asked: str
     work: Work
     counts: Mapping[Depth, Mapping[str, Any]]
+    by_name: bool = False
 
 
 ROWS: dict[str, Row] = {}
 
 
-def row(id: str, asked: str, *, ci: Mapping[str, Any], nightly: Mapping[str, Any]) -> Callable[[Work], Work]:
+def row(
+    id: str, asked: str, *, ci: Mapping[str, Any], nightly: Mapping[str, Any], by_name: bool = False
+) -> Callable[[Work], Work]:
     """Register a function as a row."""
 
     def register(work: Work) -> Work:
         assert id not in ROWS, id
-        ROWS[id] = Row(id, asked, work, {"ci": ci, "nightly": nightly})
+        ROWS[id] = Row(id, asked, work, {"ci": ci, "nightly": nightly}, by_name)
         return work
 
     return register

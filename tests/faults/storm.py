@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tests.faults.checker import Broken, Figures, Sampler, Violation, check, settle_down
-from tests.faults.clients import Answer, History, midday
+from tests.faults.clients import Answer, Call, History, midday
 from tests.fleet import Fleet
 
 Level = Literal["tenant", "key", "user"]
@@ -29,10 +29,15 @@ FAULTS = (
 
 def tenants(level: Level | None) -> str:
     """A tenants file whose tenant has the exact cap at one level, far more at the others; None: no cap, no users."""
+    return "version: 1\ntenants:\n" + tenant_line("acme", level)
+
+
+def tenant_line(name: str, level: Level | None) -> str:
+    """One tenant of such a file."""
     tenant = f'[{{usd: "{"5.00" if level == "tenant" else "1000.00"}", per: day}}]'
     per_user = f', per_user: {{budgets: [{{usd: "{"5.00" if level == "user" else "1000.00"}", per: day}}]}}'
     limits = f"{{budgets: {tenant}{per_user if level else ''}}}"
-    return f"version: 1\ntenants:\n  acme: {{name: Acme, timezone: {midday()}, limits: {limits}}}\n"
+    return f"  {name}: {{name: Acme, timezone: {midday()}, limits: {limits}}}\n"
 
 
 def token(fleet: Fleet, level: Level | None = None, tenant: str = "acme") -> str:
@@ -47,6 +52,7 @@ class Outcome:
     storm: History
     topped_up: History
     refused: Answer
+    calls: tuple[Call, ...]
     sampler: Sampler
     figures: Figures
 
@@ -58,51 +64,55 @@ def storm(
     requests: int = 1_000,
     faults: Sequence[dict[str, object]] = FAULTS,
     dear: Callable[[int], bool] = lambda seed: False,
+    tenant: str = "acme",
+    first: int = 0,
+    before: Sequence[Call] = (),
 ) -> Outcome:
     """Run it: everyone at once; then ask for exactly what is left; then for one more.
 
     Args:
         dear: which seeds ask for the picture of twice the price.
+        first: the lowest seed, of 30,000.
+        before: everything that was asked of this fleet until now; the checker holds all of it against the bill.
 
     Raises:
         Broken: with the invariants that do not hold.
     """
-    key, caps = token(fleet, level), {str(level): CAP}
+    key, caps = token(fleet, level, tenant), {str(level): CAP}
     fleet.faults(list(faults))
-    everything = History()
 
     def asking(seeds: range) -> History:
         made = History()
-        made.send(fleet.urls, key, seeds, user="ada", each=lambda seed: {"variant": "max" if dear(seed) else "pro"})
-        everything.calls += made.calls
+        each = {seed: {"variant": "max" if dear(seed - first) else "pro"} for seed in seeds}
+        made.send(fleet.urls, key, seeds, tenant=tenant, user="ada", each=each.__getitem__)
         return made
 
-    with Sampler(fleet.redis_url, "acme", WIDE | caps) as sampler:
-        first = asking(range(requests))
-        settle_down(fleet, "acme")
+    with Sampler(fleet.redis_url, tenant, WIDE | caps) as sampler:
+        storming = asking(range(first, first + requests))
+        settle_down(fleet, tenant)
         fleet.faults([])
-        left = max(0, CAP - spent(fleet, level)) // PRICE
-        topped_up = History()
+        left = max(0, CAP - spent(fleet, level, tenant)) // PRICE
+        topped_up, refused = History(), History()
         if left:
-            topped_up.send(fleet.urls, key, range(10_000, 10_000 + left), user="ada")
-        refused = History()
-        refused.send(fleet.urls, key, [20_000], user="ada")
-        everything.calls += topped_up.calls + refused.calls
-        settle_down(fleet, "acme")
+            topped_up.send(fleet.urls, key, range(first + 10_000, first + 10_000 + left), tenant=tenant, user="ada")
+        refused.send(fleet.urls, key, [first + 20_000], tenant=tenant, user="ada")
+        settle_down(fleet, tenant)
+    calls = (*storming.calls, *topped_up.calls, *refused.calls)
+    everything = History([*before, *calls])
     figures, found = None, list(sampler.violations)
     try:
-        figures = check(fleet, "acme", caps=caps, history=everything)
+        figures = check(fleet, *sorted({call.tenant for call in everything.calls}), caps=caps, history=everything)
     except Broken as broken:
         found += broken.violations
-    if len(first.answers) != requests:
+    if len(storming.answers) != requests:
         found.append(Violation("I2", "not every caller was answered"))
     if found or figures is None:
         raise Broken(found)
-    return Outcome(first, topped_up, refused.answers[0], sampler, figures)
+    return Outcome(storming, topped_up, refused.answers[0], calls, sampler, figures)
 
 
-def spent(fleet: Fleet, level: Level) -> int:
+def spent(fleet: Fleet, level: Level, tenant: str = "acme") -> int:
     """What the level's window says is spent, in micro-dollars."""
     with fleet.redis as client:
-        windows = list(client.scan_iter(f"kg:{{t:acme}}:win:{level}:*:usd:*"))
+        windows = list(client.scan_iter(f"kg:{{t:{tenant}}}:win:{level}:*:usd:*"))
         return sum(int(client.hget(name, "spent") or 0) for name in windows)

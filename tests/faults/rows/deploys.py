@@ -30,6 +30,8 @@ defaults
     timeout connect 2s
     timeout client 180s
     timeout server 180s
+    timeout http-request 10s
+    timeout http-keep-alive 5s
 frontend public
     bind 127.0.0.1:{port}
     default_backend replicas
@@ -71,17 +73,17 @@ def _serves(url: str) -> bool:
 @row(
     "D-01",
     "3 replicas restarted in turn behind HAProxy under load: failed 0, lost 0, duplicated 0, exit code 0",
-    ci={"restarts": 1, "scale": 0.35, "rate": 12},
-    nightly={"restarts": 10, "scale": 1.0, "rate": 12},
+    ci={"restarts": 1, "each": 3, "scale": 0.35, "rate": 12},
+    nightly={"restarts": 10, "each": 3, "scale": 1.0, "rate": 12},
 )
-def rolling_restart(run: Run, restarts: int, scale: float, rate: float) -> None:
+def rolling_restart(run: Run, restarts: int, each: int, scale: float, rate: float) -> None:
     sandbox, codes = ("--time-scale", f"{scale:g}", "--picture", "small"), []
     with fleet(run.folder, tenants(None), replicas=3, sandbox=sandbox, **WIDE) as running:
         key = token(running)
         with balanced(run.folder, running.replicas) as url, steady([url], key, rate) as load:
             time.sleep(1)
             for _ in range(restarts):
-                for replica in running.alive:
+                for replica in running.alive[:each]:
                     codes.append(replica.stop(timeout=DELAY + 6 * scale + run.within(5)))
                     running.ready(running.relaunch(replica))
                     time.sleep(2)  # the balancer has to see it before the next one leaves
@@ -143,3 +145,43 @@ def told_twice(run: Run, jobs: int) -> None:
         run.reached = f"exit code {code}, {history.statuses()}; {figures}"
         assert code == 0
         assert history.outcomes() == {"ok": jobs}
+
+
+BAD_FILES = (
+    "", "version: 1", "version: 2\ntenants: {acme: {name: Acme}}\n", "tenants: [", "\x00",
+    "version: 1\ntenants: {}\n---\n",
+    "version: 1\ntenants:\n  acme: {nmae: Acme}\n", "version: 1\ntenants:\n  acme: {name: Acme, weight: 0}\n",
+    "version: 1\ntenants:\n  acme: {name: Acme, timezone: Nowhere/Land}\n",
+    "version: 1\ntenants:\n  acme: {name: Acme, limits: {budgets: [{usd: 5.00, per: day}]}}\n",
+    "version: 1\ntenants:\n  acme: {name: Acme, limits: {budgets: [{usd: \"-1\", per: day}]}}\n",
+    "version: 1\ntenants:\n  acme: {name: Acme, safety: {generate: {ceiling: 9}}}\n",
+    "version: 1\ntenants:\n  acme: {name: Acme}\n  acme: {name: Again}\n", "- a\n- list\n", "&a [*a]\n",
+    "version: 1\ntenants:\n  ACME!: {name: Acme}\n", "version: 1\ntenants: {acme: null}\n",
+    "a: !!python/object:os.system x\n",
+    "version: 1\ntenants:\n  acme: {name: Acme, variants: {generate: [ultra]}}\n", "%",
+)  # fmt: skip
+
+
+@row(
+    "D-05",
+    f"{len(BAD_FILES)} bad tenants files: 0 dropped requests, the old one stays in force, and the metric says so",
+    ci={"rounds": 1},
+    nightly={"rounds": 20},
+)
+def bad_files(run: Run, rounds: int) -> None:
+    reload_ok = "kontext_gateway_config_last_reload_successful"
+    with fleet(run.folder, tenants(None), replicas=2, sandbox=("--time-scale", "0.01"), **PATIENT) as running:
+        key = token(running)
+        with steady(running.urls, key, 20) as load:
+            for text in BAD_FILES * rounds:
+                running.tenants(text)
+                time.sleep(0.1)
+                History().send(running.urls, key, [1, 1])  # each replica looks at it
+                assert [one.total(reload_ok) for one in running.replicas] == [0, 0], text
+            running.tenants(tenants(None))
+            History().send(running.urls, key, [1, 1])
+        assert [one.total(reload_ok) for one in running.replicas] == [1, 1]
+        settle_down(running, "acme")
+        figures = check(running, "acme", history=load)
+        run.reached = f"{len(BAD_FILES) * rounds} files, {load.statuses()}; {figures}"
+        assert load.outcomes() == {"ok": len(load.calls)}

@@ -93,7 +93,7 @@ def facing(folder: Path, **settings: str) -> Iterator[tuple[Fleet, Hostile, str]
     "U-01",
     "10 of 10 probes after clients left by the hundred, sockets back to the pool",
     ci={"waves": 5},
-    nightly={"waves": 300},
+    nightly={"waves": 100},
 )
 def the_pool_after_cancellations(run: Run, waves: int) -> None:
     with facing(run.folder, GATEWAY_UPSTREAM_CONCURRENCY="8") as (running, enemy, key):
@@ -180,7 +180,7 @@ BOMBS = {
     "U-06",
     "no answer, however large, costs more than 64 MiB or outlives its deadline; charged as ambiguous",
     ci={"rounds": 1},
-    nightly={"rounds": 20},
+    nightly={"rounds": 10},
 )
 def response_bombs(run: Run, rounds: int) -> None:
     with facing(run.folder) as (running, enemy, key):

@@ -51,7 +51,7 @@ WAYS: list[tuple[str, Mapping[str, Any], tuple[int, str], str, str]] = [
     "M-04",
     "no hold is left by any of 24 ways to fail, and each moves the money that its table says",
     ci={"rounds": 1},
-    nightly={"rounds": 20},
+    nightly={"rounds": 10},
 )
 def each_way_to_fail(run: Run, rounds: int) -> None:
     with fleet(run.folder, tenants(None), sandbox=FAST, GATEWAY_UPSTREAM_DEADLINE="2s", **PATIENT) as running:
@@ -119,7 +119,7 @@ def a_storm_of_429(run: Run, seconds: int, rate: int) -> None:
         assert history.calls[-1].outcome == "ok"
 
 
-@row("M-10", f"an unknown type: 0 calls; a permanent 429: <= {CALLS} calls", ci={"jobs": 5}, nightly={"jobs": 200})
+@row("M-10", f"an unknown type: 0 calls; a permanent 429: <= {CALLS} calls", ci={"jobs": 5}, nightly={"jobs": 60})
 def a_type_that_is_always_429(run: Run, jobs: int) -> None:
     with fleet(run.folder, tenants(None), sandbox=FAST, **PATIENT) as running:
         key, unknown, busy = token(running), History(), History()
@@ -174,7 +174,7 @@ def prices_change_mid_flight(run: Run, flips: int, each: int) -> None:
     "M-12",
     "what is in flight settles, nothing new is admitted, when a budget falls below its spend or a tenant goes",
     ci={"rounds": 1},
-    nightly={"rounds": 50},
+    nightly={"rounds": 20},
 )
 def a_policy_falls_under_load(run: Run, rounds: int) -> None:
     wide = PATIENT | {"GATEWAY_UPSTREAM_CONCURRENCY": "64"}

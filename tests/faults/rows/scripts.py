@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from decimal import Decimal
 from typing import Any
 
 import redis
 
+from app.domain import pricing
 from app.store import keys
 from tests.faults.books import Books
 from tests.faults.checker import books, check, settle_down
 from tests.faults.clients import History
+from tests.faults.nemesis import hurried
 from tests.faults.row import Run, row
 from tests.faults.storm import PATIENT, tenants, token
 from tests.fleet import fleet, wait_until
@@ -26,6 +29,8 @@ ENGINES: tuple[Engine, ...] = ("valkey", "redis")
 SPENDS = (
     "admit",
     "reserve",
+    "reserve standing",
+    "sit",
     "dispatch",
     "dispatch named",
     "claim",
@@ -81,12 +86,13 @@ def three_reapers(run: Run, holds: int) -> None:
 @row(
     "M-17",
     "each window is charged with what was reserved in it, and opened once",
-    ci={"rollovers": 3},
+    ci={"rollovers": 10},
     nightly={"rollovers": 1_000},
 )
 def windows_roll_over(run: Run, rollovers: int) -> None:
-    """Windows of one second; each hold ends in the window after its own; three callers open each window."""
-    with engine("valkey") as client:
+    """Windows of one second of a clock that runs five times faster; each hold ends in the window after its own; three
+    callers open each window."""
+    with engine("valkey", **hurried(5)) as client:
         desk = Desk(client).open()
         expected, waiting = {}, ""
         for number in range(rollovers):
@@ -110,6 +116,39 @@ def windows_roll_over(run: Run, rollovers: int) -> None:
         run.reached = f"{rollovers} rollovers, {len(found.windows)} windows exact"
         assert not found.violations()
         assert found.windows == expected
+
+
+@row(
+    "M-18",
+    "0 micro-dollars of drift from exact decimals, over random prices and in the ledger",
+    ci={"prices": 100_000, "jobs": 500},
+    nightly={"prices": 1_000_000, "jobs": 20_000},
+)
+def nothing_is_rounded(run: Run, prices: int, jobs: int) -> None:
+    total, exact = 0, Decimal(0)
+    for _ in range(prices):
+        reserved, reported = run.draw.randrange(1, 10**12), run.draw.randrange(10**12)
+        price = pricing.actual(reserved, reported)
+        assert (price.paid, price.drift) == (min(reserved, reported), max(0, reported - reserved))
+        assert pricing.parse_billed(pricing.usd(reported)) == reported
+        total, exact = total + price.paid, exact + Decimal(pricing.usd(price.paid))
+    assert exact * pricing.MICRO == total
+    with engine("valkey") as client:
+        desk, spent = Desk(client).open(), 0
+        span = (desk.now - 1_000, desk.now + FAR)
+        for number in range(jobs):
+            amount = run.draw.randrange(1, 10**10)
+            paid = run.draw.randrange(amount + 1)
+            assert (
+                desk.reserve(f"r{number}", "a", [Limit("tenant", "usd", 2**52, amount)], span, amount=amount)[0] == "ok"
+            )
+            assert desk.dispatch(f"r{number}", "a", 0)[0] == "ok"
+            assert desk.finish(f"r{number}", "SETTLED", "DISPATCHING", paid=paid)[0] == "done"
+            spent += paid
+        found = Books.read(client, TENANT)
+        run.reached = f"0 in {prices:,} prices, and 0 in {jobs:,} jobs of {spent / 1e6:,.0f} dollars in all"
+        assert set(found.windows.values()) == {(spent, 0)}
+        assert not found.violations()
 
 
 @row(

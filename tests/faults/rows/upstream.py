@@ -98,7 +98,7 @@ def one_tenant_sends_bad_jobs(run: Run, jobs: int) -> None:
         recovers(running, key, History())
 
 
-@row("U-09", "0 failures while the tenants are loaded again and again", ci={"loads": 60}, nightly={"loads": 5_000})
+@row("U-09", "0 failures while the tenants are loaded again and again", ci={"loads": 60}, nightly={"loads": 2_000})
 def the_tenants_are_reloaded(run: Run, loads: int) -> None:
     with fleet(run.folder, tenants(None), replicas=2, sandbox=FAST, **PATIENT) as running:
         key, count = token(running), [0]
@@ -118,7 +118,7 @@ def the_tenants_are_reloaded(run: Run, loads: int) -> None:
         assert load.outcomes() == {"ok": len(load.calls)}
 
 
-@row("O-05", "gauges = books on every replica after a crash, nothing stale", ci={"kills": 1}, nightly={"kills": 50})
+@row("O-05", "gauges = books on every replica after a crash, nothing stale", ci={"kills": 1}, nightly={"kills": 20})
 def metrics_after_crashes(run: Run, kills: int) -> None:
     with fleet(run.folder, tenants(None), replicas=2, sandbox=FAST, **PATIENT) as running:
         key = token(running)
