@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 import redis
 
 from tests.cli.running import COMPLETE, TENANTS
+from tests.docs.page import blocks
 from tests.fleet import APP, ROOT, free_port, get_json, wait_until
 
 from .servers import server, url_of
@@ -94,3 +97,42 @@ def test_a_killed_ledger_comes_back_with_what_was_written_and_a_cache_writes_no_
     with server("cache", tmp_path) as cache:
         cache.set("picture", b"x" * 100_000)
         assert [path.name for path in (tmp_path / "cache").iterdir()] == ["log"]
+
+
+USER = ROOT / "deploy" / "redis" / "gateway-user.conf"
+
+
+def _asked(server: redis.Redis) -> set[str]:
+    """Every command in the gateway's scripts and modules, as rules of an ACL name it."""
+    known = {name.decode().upper() for name in server.execute_command("COMMAND LIST")} - {"READONLY"}  # an error's word
+    found = set()
+    for path in (ROOT / "app").rglob("*.lua"):
+        for command, word in re.findall(r"redis\.p?call\(\s*'([A-Z]+)'(?:, '([A-Z]+)')?", path.read_text()):
+            found.add(f"{command}|{word}" if command == "XGROUP" else command)
+    for path in (ROOT / "app").rglob("*.py"):
+        words = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        found |= {f"{word}|LOAD" if word == "SCRIPT" else word for word in words & known}
+    return {name.lower() for name in found}
+
+
+def test_the_user_may_do_what_the_gateway_asks_and_nothing_else(tmp_path: Path) -> None:
+    """Every command that stands in the sources, and SELECT for another database than 0; keys of the gateway only."""
+    (line,) = (line for line in USER.read_text().splitlines() if not line.startswith("#"))
+    start, *rules = line.split(" +")
+    assert start == "user gateway on #sha256-of-its-password resetchannels ~kg:* -@all"
+    with server("ledger", tmp_path) as ledger:
+        assert rules == sorted(_asked(ledger) | {"select"})
+
+
+def test_a_user_without_a_password_of_its_own_keeps_the_server_from_starting(tmp_path: Path) -> None:
+    """The shipped line is no way in for whoever has read it."""
+    config = ["--port", str(free_port()), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--include", str(USER)]
+    done = subprocess.run(["redis-server", *config], capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert "password hash must be exactly 64 characters" in done.stdout + done.stderr
+
+
+def test_readme_shows_the_user_as_it_is_shipped() -> None:
+    """To be copied from either."""
+    (shown,) = (block.text for block in blocks() if block.text.startswith("user gateway "))
+    assert shown.strip() in USER.read_text().splitlines()

@@ -18,7 +18,7 @@ import yaml
 from app.cli import cli
 from app.domain import bill, guidance, reconciliation, tenants_file, usage
 from app.domain import catalog as catalogue
-from app.errors import CODES
+from app.errors import CODES, OPENAI, GatewayError
 from app.main import SURFACES, offered
 from app.prodia.faults import MONEY, RETRY
 from app.sandbox import SandboxConfig
@@ -27,11 +27,12 @@ from app.sandbox.scenario import switches_of
 from app.sandbox.server import create_sandbox
 from app.settings import Settings, seconds
 from app.surfaces import ops
+from app.surfaces.openai_fields import WITHOUT
+from app.surfaces.prodia_wire import status_of
 from app.telemetry.logs import request_line
 from app.telemetry.metrics import Metrics
 from app.telemetry.outcome import Outcome
 from tests.bench.__main__ import parser
-from tests.faults.rows import ROWS
 
 from .page import README, ROOT, anchors, blocks, console, dialogue, named, table
 
@@ -65,6 +66,30 @@ def test_every_error_code_is_documented_with_status_and_retry() -> None:
     assert found == {code: (kind.status, kind.retryable) for code, kind in CODES.items()}
 
 
+def test_every_field_that_openai_has_and_kontext_has_not_is_documented() -> None:
+    """The table is the surface's, with the values that pass and what to do instead."""
+    shown = {named(row[0])[0]: (named(row[1]), row[2]) for row in table("Not offered")}
+    neutral = {name: [v if isinstance(v, str) else json.dumps(v) for v in f.neutral] for name, f in WITHOUT.items()}
+    assert shown == {name: (neutral[name], found.instead) for name, found in WITHOUT.items()}
+
+
+def test_every_error_that_openai_knows_otherwise_is_documented() -> None:
+    """The table of OpenAI's statuses and codes is the table in the code."""
+    shown = {named(row[0])[0]: (int(row[1]), named(row[2])[0]) for row in table("Our code")}
+    assert shown == OPENAI
+
+
+def test_every_status_of_the_prodia_surface_is_documented_with_its_codes() -> None:
+    """The table of statuses is what the surface answers; a 400 is every code that is not named."""
+    shown = [([int(status) for status in row[0].split(", ")], row[1].split("; ")) for row in table("Status of a job")]
+    found = {}
+    for statuses, texts in shown:
+        for status, text in zip(statuses, texts if len(statuses) > 1 else ["; ".join(texts)], strict=True):
+            found |= {code: status for code in named(text) if code in CODES}
+    answered = {code: status_of(GatewayError(code, "")) for code in CODES}
+    assert found == {code: status for code, status in answered.items() if status != 400}
+
+
 def test_every_metric_is_documented_with_type_and_labels() -> None:
     """The table of metrics is the registry."""
     registry: Any = Metrics(version="0", variants=()).registry
@@ -76,13 +101,6 @@ def test_every_metric_is_documented_with_type_and_labels() -> None:
         real[name] = (collector._type, list(collector._labelnames))
     shown = {named(name)[0]: (kind, named(labels)) for name, kind, labels, _ in table("Metric")}
     assert shown == real
-
-
-def test_every_row_of_the_catalogue_of_faults_is_told_with_its_figure() -> None:
-    """The page on reliability is the rows that are run, in their words."""
-    page = (ROOT / "deploy" / "RELIABILITY.md").read_text("utf-8")
-    told = dict(re.findall(r"^\| ([A-Z]-\d\d) \| (.+) \|$", page, flags=re.M))
-    assert told == {name: row.asked for name, row in ROWS.items()}
 
 
 def test_metrics_named_in_the_text_exist() -> None:
@@ -184,7 +202,7 @@ def test_every_call_of_sandbox_and_gateway_is_documented() -> None:
     assert sandbox == {f"{method} {route.path}" for route in routes for method in route.methods - {"HEAD"}}
     for surface in (*SURFACES, ops):
         for route in surface.router.routes:
-            path = re.sub(r"\{\w+\}", "{id}", route.path)  # type: ignore[attr-defined]
+            path = re.sub(r"\{(?!filename)\w+\}", "{id}", route.path)  # type: ignore[attr-defined]
             assert re.search(re.escape(path) + r"[`\" ?]", README) or f"8081{path}" in README, path
 
 
@@ -270,7 +288,7 @@ def test_samples_can_be_read() -> None:
         elif block.language == "yaml":
             assert yaml.safe_load(block.text)
     samples = {"json", "toml", "yaml", "console", "python"}
-    assert samples <= seen <= samples | {"sh", "text"}
+    assert samples <= seen <= samples | {"sh", "text", "js"}
 
 
 def test_the_example_tenants_file_loads() -> None:
@@ -334,3 +352,8 @@ def test_readme_has_no_more_commands_to_run_than_two() -> None:
     runnable = [(block.section, len(block.text.splitlines())) for block in blocks() if block.language == "sh"]
     assert runnable == [("Run it", 1), ("Test it", 1)]
     assert all(command.text for command in console("Use it"))
+
+
+def test_the_list_at_the_top_has_every_chapter() -> None:
+    top, _, rest = README.partition("\n## ")
+    assert sorted(re.findall(r"\[([^]]+)\]\(#", top)) == sorted(re.findall(r"^## (.+)$", "## " + rest, re.M))

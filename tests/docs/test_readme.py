@@ -26,7 +26,9 @@ from tests.fleet import free_port, get_json
 
 from .page import ROOT, Command, blocks, console
 
-FIRST_USE = ("Use it", "Safety ceilings", "Input pictures", "Browser apps", "Metrics", "Health", "Errors")
+FIRST_USE = (
+    "Use it", "Prodia's clients", "Safety ceilings", "Input pictures", "Browser apps", "Metrics", "Health", "Errors",
+)  # fmt: skip
 
 
 def the_block(section: str) -> str:
@@ -145,7 +147,9 @@ def _clean_copy(copy: Path) -> Path:
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     if listed.returncode:
-        unwanted = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".kontext-gateway", ".env")
+        unwanted = shutil.ignore_patterns(
+            ".git", ".venv*", "node_modules", "__pycache__", ".*_cache", ".kontext-gateway", ".env"
+        )
         return Path(shutil.copytree(ROOT, copy, ignore=unwanted))
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file():
@@ -173,7 +177,13 @@ def test_examples_of_first_use_answer_as_shown(gateway: Running) -> None:
         for line in example.shown:
             form = re.escape(line).replace(re.escape("..."), ".*")
             assert any(re.fullmatch(form, one.strip(), re.IGNORECASE) for one in printed), (line, printed)
-    for name, kind in (("first.jpg", "JPEG"), ("stormy2.jpg", "JPEG"), ("first.png", "PNG"), ("stormy.webp", "WEBP")):
+    for name, kind in (
+        ("first.jpg", "JPEG"),
+        ("stormy2.jpg", "JPEG"),
+        ("rain.jpg", "JPEG"),
+        ("first.png", "PNG"),
+        ("stormy.webp", "WEBP"),
+    ):
         _is_picture(gateway.folder / name, kind)
 
 
@@ -220,8 +230,8 @@ def test_the_commands_on_a_ledger_run_on_a_sandbox_that_runs(gateway: Running) -
     """create, list, rotate, revoke and usage as they stand, with the id of the key that was made."""
     environment = gateway.environment | {"PYTHONPATH": str(ROOT), "GATEWAY_DATA_DIR": str(gateway.folder / "data")}
     key_id = ""
-    (report,) = [c.text for c in console("Use it") if c.text.startswith("kontext-gateway usage")]
-    for command in (report, *(c.text for c in console("Keys"))):
+    on_ledger = [c.text for c in console("Use it") if c.text.startswith("kontext-gateway")]
+    for command in (*on_ledger, *(c.text for c in console("Keys"))):
         text = re.sub(r"key_[0-9a-f]{12}", key_id, command).replace("kontext-gateway", f"{sys.executable} -m app", 1)
         done = subprocess.run(
             ["sh", "-c", text],
@@ -238,6 +248,9 @@ def test_the_commands_on_a_ledger_run_on_a_sandbox_that_runs(gateway: Running) -
             assert tokens.well_formed(done.stdout.split()[-1])
         elif " usage " in command:
             assert (json.loads(done.stdout)["tenant"], json.loads(done.stdout)["per"]) == ("demo", "month")
+        elif " content delete " in command:
+            counts = r"\d+ pictures, \d+ lineage, 0 uploads, \d+ jobs, \d+ webhooks, \d+ answers"
+            assert re.fullmatch(rf"{counts} deleted of demo\n", done.stdout)
         else:
             assert key_id in done.stdout
     assert key_id
@@ -332,7 +345,8 @@ def test_the_chapter_on_testing_a_client_shows_what_happens(tmp_path: Path) -> N
 
 
 def test_the_chapter_on_prodia_leads_to_a_gateway_that_is_ready(tmp_path: Path) -> None:
-    """Redis, `.env`, tenants file, check, ledger, key and serve, step by step as written, up to readiness."""
+    """Redis, `.env`, tenants file, check, ledger, key, serve and a first picture, step by step as written; the stand-in
+    takes Prodia's place."""
     port, listen, ops = free_port(), free_port(), free_port()
     environment = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -343,25 +357,32 @@ def test_the_chapter_on_prodia_leads_to_a_gateway_that_is_ready(tmp_path: Path) 
     }
     (tenants,) = [b.text for b in blocks() if b.section == "Run it against Prodia" and b.language == "yaml"]
     (tmp_path / "tenants.yaml").write_text(tenants)
-    path, *steps, serve = [c.text.replace("6379", str(port)) for c in console("Run it against Prodia")]
+    path, *steps, key, serve, ready, first = [
+        c.text.replace("6379", str(port)).replace("8081", str(ops)).replace("8080", str(listen))
+        for c in console("Run it against Prodia")
+    ]
     assert path.startswith("export PATH=")
     assert serve == "kontext-gateway serve"
     try:
         for step in steps:
-            done = subprocess.run(
-                ["sh", "-c", step], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=30,
-                check=False,
-            )  # fmt: skip
-            assert done.returncode == 0, (step, done.stdout, done.stderr)
-        with (tmp_path / "log").open("wb") as out:
+            printed_as_shown(Command(step), tmp_path, environment)
+        token = printed_as_shown(Command(key), tmp_path, environment).splitlines()[-1]
+        with (
+            stand_in("kontext-gateway sandbox --listen 127.0.0.1:8089 --token your-prodia-token", tmp_path) as (url, _),
+            (tmp_path / "log").open("wb") as out,
+        ):
+            environment |= {"PRODIA_BASE_URL": url + "/v2", "GATEWAY_KEY": token}
             process = subprocess.Popen(serve.split(), cwd=tmp_path, env=environment, stdout=out, stderr=out)
-        try:
-            _until_ready(f"http://127.0.0.1:{ops}/readyz", process, tmp_path / "log")
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
-        finally:
-            process.kill()
-            process.wait()
+            try:
+                _until_ready(f"http://127.0.0.1:{ops}/readyz", process, tmp_path / "log")
+                assert "ready" in printed_as_shown(Command(ready), tmp_path, environment)
+                printed_as_shown(Command(first + " -f"), tmp_path, environment)
+                assert (tmp_path / "lighthouse.jpg").read_bytes().startswith(b"\xff\xd8\xff")
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(20) == 0
+            finally:
+                process.kill()
+                process.wait()
     finally:
         with suppress(redis.exceptions.ConnectionError), redis.Redis(port=port) as server:
             server.shutdown(nosave=True)
