@@ -24,7 +24,8 @@ BYTES_PER_SECOND = 32 * 1024
 LINGER_SECONDS = 2.0  # after an early answer a connection stays open so long for a client that sends, to be read
 QUIET_SECONDS = 10.0  # and so long for one that does not send yet
 SWEEP_SECONDS = 1.0
-READ_BYTES = 60 * 1024  # at once; so much is read of a body before it is known whether it is wanted
+HEAD_BYTES = 60 * 1024  # read at once; so much is read of a body before it is known whether it is wanted
+BODY_BYTES = 256 * 1024  # read at once of one that is
 
 
 class Stage(IntEnum):
@@ -122,9 +123,12 @@ class Door(HttpToolsProtocol):
             self.flow.resume_reading()
 
     @property
-    def ended(self) -> bool:
-        """Whether nothing more is answered or read."""
-        return self._stage is Stage.ENDED
+    def reads(self) -> int:
+        """Bytes to read at once: a body is only read while it is wanted, and of what follows an early answer one byte
+        tells that the client still sends."""
+        if self._stage is Stage.BODY:
+            return BODY_BYTES
+        return 1 if self._stage is Stage.ENDED else HEAD_BYTES
 
     def _heard(self) -> None:
         """The client still sends: it is left the time to notice the answer, and what it sends is left where it is."""
@@ -180,7 +184,7 @@ class Door(HttpToolsProtocol):
 class Reads:
     """What the event loop sees of a connection: a `BufferedProtocol` that reads into one buffer of the process."""
 
-    _buffer = memoryview(bytearray(READ_BYTES))
+    _buffer = memoryview(bytearray(BODY_BYTES))
 
     def __init__(self, door: Door) -> None:
         self._door = door
@@ -188,8 +192,8 @@ class Reads:
         self.pause_writing, self.resume_writing = door.pause_writing, door.resume_writing
 
     def get_buffer(self, hint: int) -> memoryview:
-        """Where the next read goes; one byte tells that a client still sends."""
-        return self._buffer[:1] if self._door.ended else self._buffer
+        """Where the next read goes."""
+        return self._buffer[: self._door.reads]
 
     def buffer_updated(self, count: int) -> None:
         """So many bytes were read."""
