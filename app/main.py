@@ -15,7 +15,6 @@ from typing import Any
 import httpx2
 import structlog
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
 
 from app.cache.flight import Flights
 from app.cache.lineage import Lineage
@@ -24,7 +23,6 @@ from app.domain import catalog as catalogue
 from app.domain import guidance
 from app.domain.ids import request_id
 from app.domain.tenant import Tenant
-from app.errors import GatewayError
 from app.health import Health
 from app.images.gate import Gate
 from app.jobs.courier import Courier
@@ -54,7 +52,7 @@ from app.store.seal import Seal
 from app.surfaces import client_tokens, native, openai, openai_schema, prodia, prodia_schema, references, reports
 from app.surfaces import jobs as jobs_surface
 from app.surfaces import ops as ops_surface
-from app.surfaces.dialect import methods_by_path, on_crash, on_error, on_http_error
+from app.surfaces.dialect import methods_by_path
 from app.surfaces.direct import Direct, short
 from app.surfaces.intake import Intake
 from app.surfaces.native_schema import complete
@@ -266,9 +264,6 @@ def _listener(gateway: Gateway, health: Health, jobs: Jobs, intake: Intake, *, o
             return openai_schema.complete(prodia_schema.complete(schema, gateway.catalog), gateway.catalog)
 
         app.openapi = described  # type: ignore[method-assign]
-    app.add_exception_handler(GatewayError, on_error)
-    app.add_exception_handler(HTTPException, on_http_error)
-    app.add_exception_handler(Exception, on_crash)
     return app
 
 

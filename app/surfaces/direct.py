@@ -20,9 +20,16 @@ from app.surfaces.dialect import Dialect, on_crash, on_error, on_http_error
 
 
 class Direct(FastAPI):
-    """One listener's application; `short` are the routes that are called directly."""
+    """One listener's application; `short` are the routes that are called directly. Errors are answered alike on both
+    ways."""
 
     short: dict[tuple[str, str], Dialect]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_exception_handler(GatewayError, on_error)
+        self.add_exception_handler(HTTPException, on_http_error)
+        self.add_exception_handler(Exception, on_crash)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
