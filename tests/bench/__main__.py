@@ -77,7 +77,7 @@ def main() -> None:
         "a": lambda on: forward.measure(on, levels=levels, peers_in=options.peers, **counts),
         "b": lambda on: hits.measure(on, levels=levels, **counts),
         "c": lambda on: waiting.measure(on, jobs=jobs),
-        "d": lambda on: replicas.measure(on, level=16, **counts),
+        "d": lambda on: replicas.measure(on, rate=40, **counts),
     }
     if "c" in options.only:
         _more_files()

@@ -92,17 +92,21 @@ class Stand:
         """So many new ones."""
         return list(itertools.islice(self.numbers, count))
 
-    def load(self, target: Target, seeds: list[int], concurrency: int) -> Taken:
-        """Ask a target with these seeds."""
-        return self.generator.run(
-            Load(urls=target.urls, seeds=seeds, headers=target.headers, body=target.body, concurrency=concurrency)
-        )
+    def load(self, target: Target, seeds: list[int], concurrency: int = 1, *, arrivals: float | None = None) -> Taken:
+        """Ask a target with these seeds: so many at once, or spread over `arrivals` seconds."""
+        asked = Load(
+            urls=target.urls, seeds=seeds, headers=target.headers, body=target.body,
+            concurrency=concurrency, arrivals=arrivals,
+        )  # fmt: skip
+        return self.generator.run(asked)
 
-    def sample(self, target: Target, seeds: list[int], concurrency: int) -> Sample:
+    def sample(
+        self, target: Target, seeds: list[int], concurrency: int = 1, *, arrivals: float | None = None
+    ) -> Sample:
         """The same, measured."""
         valkey = self.valkey
         before, valkey_before = meter.cpu(target.pids), meter.cpu([valkey])
-        taken = self.load(target, seeds, concurrency)
+        taken = self.load(target, seeds, concurrency, arrivals=arrivals)
         used, valkey_used = meter.cpu(target.pids) - before, meter.cpu([valkey]) - valkey_before
         each = 1000 / len(seeds)
         return Sample(

@@ -50,4 +50,4 @@ def test_edits_in_flight(running: Stand) -> None:
 
 
 def test_gateway_processes_on_one_redis(running: Stand) -> None:
-    complete(replicas.measure(running, level=6, rounds=1, requests=60), rows=3)
+    complete(replicas.measure(running, rate=20, rounds=1, requests=60), rows=3)
