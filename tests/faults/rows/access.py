@@ -178,10 +178,10 @@ def keys_are_guessed(run: Run, rate: int, seconds: int) -> None:
 
 CANARY = "kgw-canary-6e1f"
 PAYLOADS = (
-    "{{7*191}} ${7*191} #{7*191} <%= 7*191 %>", "{0.__class__.__mro__} %s%n%x {prompt!r:>99999}",
+    "{{7919*7907}} ${7919*7907} #{7919*7907} <%= 7919*7907 %>", "{0.__class__.__mro__} %s%n%x {prompt!r:>99999}",
     "$(touch /tmp/{canary}) `touch /tmp/{canary}` ; touch /tmp/{canary} |touch /tmp/{canary}",
     "__import__('os').system('touch /tmp/{canary}')", "'; DROP TABLE tenants; --", "' OR '1'='1",
-    "!!python/object/apply:os.system ['touch /tmp/{canary}']", "<script>alert(7*191)</script>",
+    "!!python/object/apply:os.system ['touch /tmp/{canary}']", "<script>alert(7919*7907)</script>",
     "redis.call('FLUSHALL') return 1", "*1\\r\\n$8\\r\\nFLUSHALL\\r\\n", "../../../../etc/passwd", "file:///etc/passwd",
     "&xxe; <!DOCTYPE x [<!ENTITY xxe SYSTEM 'file:///etc/passwd'>]>", "\\u0000\\u202e", "=1+1|cmd",
 )  # fmt: skip
@@ -205,7 +205,7 @@ def nothing_is_run(run: Run) -> None:
                 more = [("User-Agent", plain), ("Idempotency-Key", f"{seed} {plain}"), ("Referer", plain)]
                 answer = send(running.urls[0], "POST", "/v1/generate", [carrier, JSON, *more], body)
                 told[answer.status] += 1
-                assert b"1337" not in answer.body or answer.status == 200
+                assert b"62615533" not in answer.body or answer.status == 200
                 if answer.status == 200 and "prompt" in fields:
                     sent[seed] = evil
             name = evil.replace('"', "").replace("\r", "").replace("\n", "")
