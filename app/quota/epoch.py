@@ -3,7 +3,7 @@ as "nothing spent". The heartbeat keeps the marks fresh, also of tenants that on
 
 Every money script is given the id and the mark and refuses when the ledger it finds is another one or older. Then
 this process stops admitting until an operator runs `kontext-gateway ledger release`. A failover whose sequence is at
-least the mark goes on by itself.
+least the mark goes on by itself. A release is known by its moment: an older one that comes back is no release.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Epoch:
         self._store = store
         self.id: str | None = None
         self.frozen = False
+        self._released = 0  # when the ledger that is known was released (ms of the server's clock), 0: never
         self._marks: dict[str, int] = {}
 
     async def open(self) -> None:
@@ -36,10 +37,10 @@ class Epoch:
             NoLedger: the Redis is empty.
             LedgerUnavailable: no answer.
         """
-        found = await self._store.command("HGET", keys.ROOT, "id")
-        if found is None:
+        current, released = _root(await self._store.command("HMGET", keys.ROOT, *_ROOT))
+        if current is None:
             raise NoLedger
-        self.id = found.decode()
+        self._adopt(current, released)
 
     def check(self) -> str:
         """The id for the scripts. Raises LedgerUnavailable while frozen or not opened."""
@@ -66,11 +67,11 @@ class Epoch:
         """
         mark = self.mark(tenant)  # before the look: what others learn meanwhile is newer than what is found
         root, known, now = await self._store.commands(
-            ("HMGET", keys.ROOT, "id", "released"),
+            ("HMGET", keys.ROOT, *_ROOT),
             ("SISMEMBER", keys.TENANTS, tenant),
             ("HMGET", keys.ledger(tenant), "epoch", "seq"),
         )
-        current = root[0].decode() if root[0] else None
+        current, released = _root(root)
         if current == self.id and current is not None:
             if now[0] == root[0] and int(now[1] or 0) >= mark:
                 return  # enrolled or released by another request since the script looked
@@ -81,23 +82,22 @@ class Epoch:
                     ("HSETNX", keys.ledger(tenant), "epoch", current), ("SADD", keys.TENANTS, tenant)
                 )
                 return
-        if current != self.id and current is not None and root[1] == b"1":
-            self._adopt(current)
+        if current is not None and released > self._released:
+            self._adopt(current, released)
             return
         self.frozen = True
         self.check()
 
     async def watch(self) -> None:
         """Called by the heartbeat: freeze when the ledger has gone, thaw when an operator released it."""
-        found = await self._store.command("HMGET", keys.ROOT, "id", "released")
-        current = found[0].decode() if found[0] else None
+        current, released = _root(await self._store.command("HMGET", keys.ROOT, *_ROOT))
         if self.id is None:
-            self.id = current
+            self.id, self._released = current, released
         elif current == self.id:
             # The id alone does not thaw: a rolled back ledger has it too.
             self.frozen = self.frozen or current is None or await self._rolled_back()
-        elif current is not None and found[1] == b"1":
-            self._adopt(current)
+        elif current is not None and released > self._released:
+            self._adopt(current, released)
         else:
             self.frozen = True
 
@@ -113,9 +113,18 @@ class Epoch:
                 self.saw(name, sequence or b"0")
         return behind
 
-    def _adopt(self, current: str) -> None:
-        self.id, self.frozen = current, False
+    def _adopt(self, current: str, released: int) -> None:
+        self.id, self._released, self.frozen = current, released, False
         self._marks.clear()
+
+
+_ROOT = ("id", "released")
+
+
+def _root(found: list[bytes | None]) -> tuple[str | None, int]:
+    """The ledger's id, and when it was released."""
+    ledger_id, released = found
+    return ledger_id.decode() if ledger_id else None, int(released or 0)
 
 
 async def initialise(store: Store) -> str:
@@ -132,10 +141,13 @@ async def release(store: Store) -> str:
 
     Counters stay as they are found. Raises NoLedger when there is nothing to accept: run `ledger init` first.
     """
-    if await store.command("HGET", keys.ROOT, "id") is None:
+    current, released = _root(await store.command("HMGET", keys.ROOT, *_ROOT))
+    if current is None:
         raise NoLedger
+    seconds, micro = await store.command("TIME")
+    moment = max(int(seconds) * 1000 + int(micro) // 1000, released + 1)  # also where the clock was set back
     ledger_id = "led_" + secrets.token_hex(8)
     for tenant in await store.command("SMEMBERS", keys.TENANTS):
         await store.command("HSET", keys.ledger(tenant.decode()), "epoch", ledger_id)
-    await store.command("HSET", keys.ROOT, "id", ledger_id, "released", "1")
+    await store.command("HSET", keys.ROOT, "id", ledger_id, "released", moment)
     return ledger_id

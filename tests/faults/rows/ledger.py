@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from tests.faults.checker import Broken, books, check, none_sent, received, recovers, settle_down
@@ -181,7 +182,8 @@ def _status(url: str) -> int:
     nightly={"rounds": 6},
 )
 def the_ledger_is_lost(run: Run, rounds: int) -> None:
-    ways = {"flushed": _flush, "started empty": _start_empty, "rolled back": _roll_back}
+    ways: dict[str, Callable[[Fleet], None]] = {"flushed": _flush, "started empty": _start_empty}
+    ways |= {"rolled back": _roll_back, "before a release": partial(_roll_back, far=True)}
     slow, few = ("--time-scale", "0.05", "--picture", "small"), PATIENT | {"GATEWAY_UPSTREAM_CONCURRENCY": "4"}
     with fleet(run.folder, tenants(None), replicas=2, sandbox=slow, **few) as running:
         key, told = token(running), [_an_idle_replica_notices(running)]
@@ -194,7 +196,7 @@ def the_ledger_is_lost(run: Run, rounds: int) -> None:
                 sent = received(running)
                 load.mark("lost")
                 time.sleep(1)
-                if way != "rolled back":
+                if way in ("flushed", "started empty"):
                     running.command("ledger", "init")  # an empty ledger in the place of the lost one does not end it
                     key = token(running)
                 time.sleep(1)
@@ -218,10 +220,7 @@ def _an_idle_replica_notices(running: Fleet) -> str:
     """Also a replica that served nobody since the copy was made takes it for what it is."""
     busy, idle = running.urls
     key, spending, late = token(running), History(), History()
-    with running.redis as client:
-        client.save()
-    copy = running.server.folder.parent / "copy.rdb"
-    shutil.copy(running.server.folder / "dump.rdb", copy)
+    copy = _copied(running)
     spending.send([busy], key, range(600_000, 600_010))
     time.sleep(2.5)  # two heartbeats
     _kill_and_restore(running, copy)
@@ -248,13 +247,20 @@ def _start_empty(running: Fleet) -> None:
     running.server.start()
 
 
-def _roll_back(running: Fleet) -> None:
-    with running.redis as client:
-        client.save()
-    copy = running.server.folder.parent / "copy.rdb"
-    shutil.copy(running.server.folder / "dump.rdb", copy)
+def _roll_back(running: Fleet, *, far: bool = False) -> None:
+    """To a copy of a moment ago; `far`: to one that was made after an earlier release and before the last one."""
+    copy = _copied(running)
+    if far:
+        running.command("ledger", "release")
+        time.sleep(1.5)  # every replica follows
     time.sleep(1)  # the load goes on: what it spends now is not in the copy
     _kill_and_restore(running, copy)
+
+
+def _copied(running: Fleet) -> Path:
+    with running.redis as client:
+        client.save()
+    return Path(shutil.copy(running.server.folder / "dump.rdb", running.server.folder.parent / "copy.rdb"))
 
 
 def _kill_and_restore(running: Fleet, copy: Path) -> None:

@@ -1,0 +1,54 @@
+"""The identity of a ledger: what replicas remember of it decides whether one that they find is the one they knew."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from app.quota.epoch import Epoch, initialise, release
+from app.store import keys
+from app.store.redis import Store
+from tests.redis_server import RedisServer
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    with RedisServer(tmp_path / "redis") as server:
+        opened = Store(server.url, timeout=2, connect_timeout=1, observe=lambda *_: None)
+        await initialise(opened)
+        yield opened
+        await opened.aclose()
+
+
+async def known(store: Store) -> Epoch:
+    """What a replica knows that starts now."""
+    epoch = Epoch(store)
+    await epoch.open()
+    return epoch
+
+
+async def test_a_release_is_followed_by_whoever_lives(store: Store) -> None:
+    epoch = await known(store)
+    for _ in range(2):
+        wanted = await release(store)
+        await epoch.watch()
+        assert (epoch.id, epoch.frozen) == (wanted, False)
+
+
+async def test_a_ledger_of_before_the_last_release_is_no_release(store: Store) -> None:
+    """It was released once, and so says its copy; what was spent since the last release is not in it."""
+    await release(store)
+    copy = await store.command("HGETALL", keys.ROOT)
+    await release(store)
+    watching, asking = await known(store), await known(store)
+    await store.command("HSET", keys.ROOT, *(part for pair in copy.items() for part in pair))
+    await watching.watch()
+    assert watching.frozen
+    with pytest.raises(Exception, match="rolled back"):
+        await asking.mismatch("acme", b"")
+    wanted = await release(store)
+    for epoch in (watching, asking):
+        await epoch.watch()
+        assert (epoch.id, epoch.frozen) == (wanted, False)
