@@ -3,13 +3,16 @@ as "nothing spent". The heartbeat keeps the marks fresh, also of tenants that on
 
 Every money script is given the id and the mark and refuses when the ledger it finds is another one or older. Then
 this process stops admitting until an operator runs `kontext-gateway ledger release`. A failover whose sequence is at
-least the mark goes on by itself. A release is known by its moment: an older one that comes back is no release.
+least the mark goes on by itself. A release is known by its moment: an older one that comes back is no release. Who
+finds the ledger older says so in it (`doubted`): others may remember less, and who starts later remembers nothing.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from app.errors import LedgerUnavailable
 from app.store import keys
@@ -18,6 +21,26 @@ from app.store.redis import Store
 
 class NoLedger(Exception):
     """The Redis holds no ledger; `kontext-gateway ledger init` makes one."""
+
+
+_ROOT = ("id", "released", "doubted")
+
+
+@dataclass(frozen=True, slots=True)
+class _Root:
+    """What the ledger says of itself: its id, when it was released (ms of the server's clock, 0: never), and whether a
+    replica has found it older than it remembers since."""
+
+    id: str | None
+    released: int
+    doubted: bool
+
+
+def _root(found: Sequence[bytes | None]) -> _Root:
+    ledger_id, released, doubted = found
+    return _Root(
+        ledger_id.decode() if ledger_id else None, int(released or 0), doubted is not None and doubted == ledger_id
+    )
 
 
 class Epoch:
@@ -37,10 +60,10 @@ class Epoch:
             NoLedger: the Redis is empty.
             LedgerUnavailable: no answer.
         """
-        current, released = _root(await self._store.command("HMGET", keys.ROOT, *_ROOT))
-        if current is None:
+        found = _root(await self._store.command("HMGET", keys.ROOT, *_ROOT))
+        if found.id is None:
             raise NoLedger
-        self._adopt(current, released)
+        self._adopt(found)
 
     def check(self) -> str:
         """The id for the scripts. Raises LedgerUnavailable while frozen or not opened."""
@@ -71,8 +94,8 @@ class Epoch:
             ("SISMEMBER", keys.TENANTS, tenant),
             ("HMGET", keys.ledger(tenant), "epoch", "seq"),
         )
-        current, released = _root(root)
-        if current == self.id and current is not None:
+        ledger = _root(root)
+        if (current := ledger.id) == self.id and current is not None and not ledger.doubted:
             if now[0] == root[0] and int(now[1] or 0) >= mark:
                 return  # enrolled or released by another request since the script looked
             if not found and not known and not mark:
@@ -82,24 +105,25 @@ class Epoch:
                     ("HSETNX", keys.ledger(tenant), "epoch", current), ("SADD", keys.TENANTS, tenant)
                 )
                 return
-        if current is not None and released > self._released:
-            self._adopt(current, released)
-            return
-        self.frozen = True
+        if current is not None and ledger.released > self._released:
+            return self._adopt(ledger)
+        await self._freeze(ledger)
         self.check()
 
     async def watch(self) -> None:
         """Called by the heartbeat: freeze when the ledger has gone, thaw when an operator released it."""
-        current, released = _root(await self._store.command("HMGET", keys.ROOT, *_ROOT))
-        if self.id is None:
-            self.id, self._released = current, released
-        elif current == self.id:
-            # The id alone does not thaw: a rolled back ledger has it too.
-            self.frozen = self.frozen or current is None or await self._rolled_back()
-        elif current is not None and released > self._released:
-            self._adopt(current, released)
-        else:
-            self.frozen = True
+        found = _root(await self._store.command("HMGET", keys.ROOT, *_ROOT))
+        if found.id is not None and (self.id is None or found.released > self._released):
+            self._adopt(found)
+        # The id alone does not thaw: a rolled back ledger has it too.
+        elif self.frozen or found.id != self.id or found.doubted or await self._rolled_back():
+            await self._freeze(found)
+
+    async def _freeze(self, found: _Root) -> None:
+        """Stop, and say so to the others. Raises LedgerUnavailable: they are told at the next beat."""
+        self.frozen = True
+        if found.id is not None and not found.doubted:
+            await self._store.command("HSET", keys.ROOT, "doubted", found.id)
 
     async def _rolled_back(self) -> bool:
         """Learn every tenant's sequence, also of those that other replicas serve; whether one is behind its mark."""
@@ -113,18 +137,9 @@ class Epoch:
                 self.saw(name, sequence or b"0")
         return behind
 
-    def _adopt(self, current: str, released: int) -> None:
-        self.id, self._released, self.frozen = current, released, False
+    def _adopt(self, found: _Root) -> None:
+        self.id, self._released, self.frozen = found.id, found.released, found.doubted
         self._marks.clear()
-
-
-_ROOT = ("id", "released")
-
-
-def _root(found: list[bytes | None]) -> tuple[str | None, int]:
-    """The ledger's id, and when it was released."""
-    ledger_id, released = found
-    return ledger_id.decode() if ledger_id else None, int(released or 0)
 
 
 async def initialise(store: Store) -> str:
@@ -141,11 +156,11 @@ async def release(store: Store) -> str:
 
     Counters stay as they are found. Raises NoLedger when there is nothing to accept: run `ledger init` first.
     """
-    current, released = _root(await store.command("HMGET", keys.ROOT, *_ROOT))
-    if current is None:
+    found = _root(await store.command("HMGET", keys.ROOT, *_ROOT))
+    if found.id is None:
         raise NoLedger
     seconds, micro = await store.command("TIME")
-    moment = max(int(seconds) * 1000 + int(micro) // 1000, released + 1)  # also where the clock was set back
+    moment = max(int(seconds) * 1000 + int(micro) // 1000, found.released + 1)  # also where the clock was set back
     ledger_id = "led_" + secrets.token_hex(8)
     for tenant in await store.command("SMEMBERS", keys.TENANTS):
         await store.command("HSET", keys.ledger(tenant.decode()), "epoch", ledger_id)

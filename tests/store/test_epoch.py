@@ -52,3 +52,33 @@ async def test_a_ledger_of_before_the_last_release_is_no_release(store: Store) -
     for epoch in (watching, asking):
         await epoch.watch()
         assert (epoch.id, epoch.frozen) == (wanted, False)
+
+
+async def test_one_replica_that_remembers_more_stops_all_of_them(store: Store) -> None:
+    """Its own requests were the last before the ledger was rolled back; the other has not heard of them, and one that
+    starts afterwards has not heard of anything."""
+    remembers, forgot = await known(store), await known(store)
+    await store.command("SADD", keys.TENANTS, "acme")
+    await store.command("HSET", keys.ledger("acme"), "epoch", str(remembers.id), "seq", 100)
+    remembers.saw("acme", b"150")
+    forgot.saw("acme", b"90")
+    await remembers.watch()
+    await forgot.watch()
+    assert remembers.frozen
+    assert forgot.frozen
+    later = await known(store)
+    assert later.frozen
+    wanted = await release(store)
+    for epoch in (remembers, forgot, later, await known(store)):
+        await epoch.watch()
+        assert (epoch.id, epoch.frozen) == (wanted, False)
+
+
+async def test_a_ledger_that_was_made_in_the_place_of_a_lost_one_is_doubted(store: Store) -> None:
+    """A replica that starts on it takes it for empty no more than those do that knew the lost one."""
+    lives = await known(store)
+    await store.command("DEL", keys.ROOT)
+    await lives.watch()
+    await initialise(store)
+    await lives.watch()
+    assert (await known(store)).frozen
