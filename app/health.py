@@ -23,7 +23,7 @@ from app.store.lease import Incarnation
 
 BEAT = 1.0
 REAP_EVERY = 2
-CHECK_EVERY = 60
+CHECK_EVERY = 20  # beats; an alarm has to come within a minute, and a beat may be late
 
 
 class VolatileLedger(Exception):
@@ -47,6 +47,7 @@ class Health:
         self._epoch = epoch
         self._log = log
         self._strict = strict
+        self._checked = False  # the ledger was found to keep what it is told; until then it is not used
         self._task: asyncio.Task[None] | None = None
         self._ledger_ok: bool | None = None
         self._reload_ok = True
@@ -123,11 +124,13 @@ class Health:
                     metrics.breaker.labels(job.type, state).set(states.get(job.type, "closed") == state)
 
     async def _beat(self) -> None:
-        turn = 0
+        turn, told = 0, -CHECK_EVERY  # the beat at which a ledger that can forget was told of
         while True:
             await asyncio.sleep(BEAT)
             turn += 1
             try:
+                if not self._checked:  # it was away at the start
+                    await self._check_ledger()
                 await self._incarnation.beat()
                 await self._epoch.watch()
                 await self._gateway.ledger.write_unwritten()
@@ -143,7 +146,9 @@ class Health:
             except LedgerUnavailable:
                 self._ledger(False)
             except VolatileLedger as error:
-                self._log.error("ledger_volatile", detail=str(error))
+                if turn >= told + CHECK_EVERY:
+                    told = turn
+                    self._log.error("ledger_volatile", detail=str(error))
             except Exception as error:
                 self._log.error("heartbeat_failed", kind=type(error).__name__)
             await self._gateway.tenants.refresh()
@@ -154,12 +159,14 @@ class Health:
     async def _check_ledger(self) -> None:
         """Refuse a ledger that can forget. Raises VolatileLedger, LedgerUnavailable."""
         if not self._strict:
+            self._checked = True
             return
         memory, persistence = await self._gateway.ledger.store.commands(("INFO", "memory"), ("INFO", "persistence"))
         if memory.get("maxmemory_policy", "noeviction") != "noeviction":
             raise VolatileLedger("the ledger's Redis may evict keys: set maxmemory-policy noeviction")
         if not persistence.get("aof_enabled"):
             raise VolatileLedger("the ledger's Redis does not persist: set appendonly yes")
+        self._checked = True
 
     def _name_tenants(self) -> None:
         self._gateway.metrics.tenants = frozenset(self._gateway.tenants.current.tenants)

