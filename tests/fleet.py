@@ -2,7 +2,8 @@
 replicas.
 
 Everything listens on loopback on free ports and ends with the test. `program` is what is run as a replica; `PROGRAM`
-puts a deliberately wrong variant of the gateway in the place of `python -m app` for whatever runs in the block.
+puts a deliberately wrong variant of the gateway in the place of `python -m app` for whatever runs in the block. `LOOK`
+looks at every fleet whose block has come to its end, while its processes still live.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -215,6 +216,9 @@ class Fleet:
         return replica
 
 
+LOOK: ContextVar[Callable[[Fleet], object]] = ContextVar("LOOK", default=lambda fleet: None)
+
+
 @contextmanager
 def fleet(
     folder: Path,
@@ -252,6 +256,7 @@ def fleet(
         wait_until(lambda: _answers(upstream), 20)
         made.ready(*(made.launch() for _ in range(replicas)))
         yield made
+        LOOK.get()(made)
     finally:
         for replica in made.replicas:
             if replica.process.poll() is None:

@@ -1,5 +1,7 @@
-"""The checker: what must hold of a fleet at the end of every run, and while it lasts, by its ledger's raw records, by
-the upstream's own bill, and by what its clients were told.
+"""The checker: what must hold of a fleet at the end of a run, and while it lasts, by its ledger's raw records, by the
+upstream's own bill, and by what its clients were told.
+
+`check` asks all of it of a fleet at rest; `always` asks what needs neither rest nor bill nor clients, after every run.
 
     I1  at every instant, per window: spent + reserved <= cap
     I2  reserved = settled + refunded + ambiguous + outstanding, per reservation, per window and over all rows
@@ -106,8 +108,7 @@ def check(
     if history is not None:
         found += _told(history, found_books, {row["seed"] for row in bill["rows"]})
         found += _named(history, found_books)
-    if absent := int(fleet.stats()["safety_tolerance_absent"]):
-        found.append(Violation("I9", f"{absent} jobs carried no safety tolerance"))
+    found += _without_tolerance(fleet)
     metrics = {replica.log.name: replica.metrics() for replica in fleet.alive}
     found += _leaks(fleet, metrics)
     metric = _cost_metric(fleet, metrics)
@@ -119,6 +120,23 @@ def check(
         raise Broken(found)
     refunds = sum(hold["state"] == "REFUNDED" for one in found_books.values() for hold in one.holds.values())
     return Figures(billed, int(bill["jobs"]), settled, ambiguous, refunds, metric)
+
+
+def always(fleet: Fleet) -> None:
+    """What holds at any instant and of whatever a row was after: I2 and the usage of every tenant, I9, and I10. Raises
+    Broken."""
+    with fleet.redis as client:
+        tenants = sorted(name.decode() for name in client.smembers("kg:{ledger}:tenants"))
+    found = [broken for tenant in tenants for broken in books(fleet, tenant).violations()]
+    found += _without_tolerance(fleet)
+    found += _leaks(fleet, {replica.log.name: replica.metrics() for replica in fleet.alive})
+    if found:
+        raise Broken(found)
+
+
+def _without_tolerance(fleet: Fleet) -> list[Violation]:
+    absent = int(fleet.stats()["safety_tolerance_absent"])
+    return [Violation("I9", f"{absent} jobs carried no safety tolerance")] if absent else []
 
 
 def _at_rest(tenant: str, books: Books) -> list[Violation]:
