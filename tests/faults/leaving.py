@@ -29,6 +29,7 @@ from app.telemetry.outcome import Outcome
 from tests.fleet import PEPPER, TOKEN, Fleet
 
 MODES = ("at once", "in line", "named")
+FEWEST, MOST = 5, 200  # awaits that a request surely has, and more than it can have
 
 
 @dataclass
@@ -96,13 +97,16 @@ async def leave_at_each_await(
             for number, mode in enumerate(MODES):
                 Turns.slack = slack if mode == "at once" else property(lambda self: False)  # type: ignore[method-assign]
                 seed = (3 * first + number) * 1_000
-                for at in range(200):
+                for at in range(MOST):
                     again = {at + draw.randrange(1, 6)} if twice else set()
                     steps = Steps(frozenset({at} | again))
                     Buyer.lead = lambda self, it, steps=steps: counted(lead(self, it), steps)  # type: ignore[method-assign, misc]
                     await _one(app, token, mode, seed + at, steps)
                     if not steps.left:
                         break
+                else:
+                    raise AssertionError(f"{mode}: there are more awaits than were tried")
+                assert at > FEWEST, f"{mode}: awaits are not counted"
                 found[mode] = at
             async with asyncio.timeout(5):  # no slot is left to the living process
                 while await app.stores[0].command("HGETALL", "kg:{up}:held"):  # noqa: ASYNC110
