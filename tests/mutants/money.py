@@ -210,6 +210,13 @@ MUTANTS: dict[str, Mutant] = {
         "settles in the window of now", (Killer("M-13", "I2: "),),
         script="finish", change=("local name, add = KEYS[6 + places + i], window[2]", _OPEN_WINDOW),
     ),
+    "window-opened-again": Mutant(
+        "opens a window again that is over, when the clock steps back",
+        (Killer("M-16", "two windows of 10", {"steps": 1}),),
+        script="reserve",
+        change=("if open_to and now < tonumber(open_to) then",
+                "if open_to and now >= tonumber(open_from) and now < tonumber(open_to) then"),
+    ),
     "charged-twice": Mutant(
         "settles an ambiguous job on top of its charge", (Killer("M-13", "I2: "),),
         script="finish", change=("state == 'AMBIGUOUS' and amount or 0\n", "0\n"),

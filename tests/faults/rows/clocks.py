@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 from tests.faults.checker import check, received, settle_down
 from tests.faults.clients import History
 from tests.faults.nemesis import SteppingClock, skewed
@@ -57,6 +60,31 @@ def the_clock_of_redis_steps(run: Run, steps: int) -> None:
         assert received(running) == CAP // PRICE
         assert spent(running, "tenant") == CAP
         assert len(resets) == 1
+    (folder := run.folder / "hours").mkdir()
+    run.reached += f"; {_over_the_hour(folder)}"
+
+
+def _over_the_hour(folder: Path) -> str:
+    """Where the step leads into the next window and back: the one that it opened stays open, and the one before it is
+    over."""
+    clock, half_past = SteppingClock(folder / "clock"), 1_800 - time.time() % HOUR
+    hourly = tenants(None).replace('"1000.00", per: day', '"0.40", per: hour')
+    clock.step(half_past)
+    server = RedisServer(folder / "redis", LEDGER, environment=clock.environment)
+    with fleet(folder, hourly, replicas=2, sandbox=FAST, server=server, **PATIENT) as running:
+        key, history, resets, admitted = token(running), History(), set(), []
+        for number, (ahead, asked) in enumerate([(0, 6), (HOUR, 6), (0, 6), (HOUR, 2), (0, 2)]):
+            clock.step(half_past + ahead)
+            time.sleep(1.5)  # every process has renewed its lease
+            before = history.outcomes().get("ok", 0)
+            history.send(running.urls, key, range(100 * number, 100 * number + asked))
+            admitted.append(history.outcomes().get("ok", 0) - before)
+            resets |= _resets(running.urls[0], key) if number else set()
+        settle_down(running, "acme")
+        check(running, "acme", caps={"tenant": 10 * PRICE}, history=history)
+        assert admitted == [6, 6, 4, 0, 0], f"two windows of 10 pictures gave {admitted}"
+        assert len(resets) == 1
+        return f"over the hour and back {admitted} of 2 windows of 10"
 
 
 def _resets(url: str, key: str) -> set[int]:
