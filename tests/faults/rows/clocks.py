@@ -14,6 +14,7 @@ from tests.fleet import fleet, get_json
 from tests.redis_server import LEDGER, RedisServer
 
 FAST = ("--time-scale", "0.01", "--picture", "small")
+WIDE = {"GATEWAY_UPSTREAM_CONCURRENCY": "64"}
 HOUR = 3_600
 
 
@@ -24,8 +25,14 @@ HOUR = 3_600
     nightly={"requests": 3_000, "skew": 300},
 )
 def the_clocks_of_replicas_differ(run: Run, requests: int, skew: int) -> None:
-    with fleet(run.folder, tenants("tenant"), replicas=0, GATEWAY_UPSTREAM_CONCURRENCY="64", **PATIENT) as running:
-        running.ready(*(running.launch(**skewed(by)) for by in (-skew, skew)), running.launch())
+    """The budget is hourly, and by the ledger's clock its hour ends in four minutes: for one of the replicas it is over
+    from the start."""
+    clock, nearly = SteppingClock(run.folder / "clock"), 56 * 60 - time.time() % HOUR
+    clock.step(nearly)
+    server = RedisServer(run.folder / "redis", LEDGER, environment=clock.environment)
+    hourly, wide = tenants("tenant").replace('"5.00", per: day', '"5.00", per: hour'), PATIENT | WIDE
+    with fleet(run.folder, hourly, replicas=0, server=server, **wide) as running:
+        running.ready(*(running.launch(**skewed(nearly + by)) for by in (-skew, skew, 0)))
         found = storm(running, "tenant", requests=requests)
         run.reached = f"+-{skew} s: {found.storm}; excess 0 in {found.sampler.samples} samples; {found.figures}"
         assert found.sampler.highest["tenant"] == CAP == spent(running, "tenant")
