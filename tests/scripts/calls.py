@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from app.store import keys
-from tests.scripts.desk import FAR, NAME, TENANT, Desk, Limit
+from tests.scripts.desk import FAR, NAME, TENANT, Desk, Limit, job
 
 Call = Callable[[Desk], object]
 LIMITS = [
@@ -84,12 +84,42 @@ CALLS: dict[str, tuple[Call, Callable[[Desk], list[str]]]] = {
         lambda desk: desk.finish("named", "REFUNDED", "RESERVED"),
         lambda desk: desk.finish_keys("named"),
     ),
+    "reserve queued": (
+        lambda desk: desk.reserve("new", "a", LIMITS, span(desk), amount=10, queued=True),
+        lambda desk: [
+            *desk.reserve_keys("new", LIMITS, span(desk)[0]),
+            keys.queue(TENANT),
+            keys.job(TENANT, job("new")),
+            keys.waiting(TENANT),
+            keys.queued_bytes(TENANT),
+        ],
+    ),
+    "seat": (
+        lambda desk: desk.seat("waits", "a", PLACES),
+        lambda desk: [
+            keys.ledger(TENANT),
+            keys.reservation(TENANT, "waits"),
+            keys.job(TENANT, job("waits")),
+            keys.waiting(TENANT),
+            *(place(s) for s, _ in PLACES),
+        ],
+    ),
+    "unseat": (
+        lambda desk: desk.unseat("seated", "a", 1),
+        lambda desk: [
+            keys.ledger(TENANT),
+            keys.reservation(TENANT, "seated"),
+            keys.waiting(TENANT),
+            *(place(s) for s, _ in PLACES),
+        ],
+    ),
     "lose": (lambda desk: desk.finish("sent", "AMBIGUOUS", "DISPATCHING"), lambda desk: desk.finish_keys("sent")),
 }
 
 
 def busy(desk: Desk) -> Desk:
-    """One reservation held, one held under a name, one held without a place, one sent, one ambiguous, one settled."""
+    """One reservation held, one held under a name, one held without a place, one sent, one ambiguous, one settled, one
+    in the queue, and one that a worker has taken out of it."""
     desk.open()
     limits = [Limit(x.level, x.kind, 1_000, x.add) for x in LIMITS]
     places = tuple((subject, 100) for subject, _ in PLACES)
@@ -103,6 +133,10 @@ def busy(desk: Desk) -> Desk:
     assert desk.finish("lost", "AMBIGUOUS", "DISPATCHING")[0] == "done"
     assert desk.finish("done", "SETTLED", "DISPATCHING", paid=10)[0] == "done"
     assert desk.admit([("k1", 1_000_000, 5), ("k2", 1_000_000, 5)])[0] == "ok"
+    for name in ("waits", "seated"):
+        assert desk.reserve(name, "a", limits[:3], span(desk), amount=10, queued=True)[0] == "ok"
+        desk.client.hset(keys.job(TENANT, job(name)), "worker", "a")
+    assert desk.seat("seated", "a", places)[0] == "ok"
     for subject, _ in PLACES:  # room for one more
         desk.client.srem(keys.concurrency(TENANT, "tenant", subject), "held", "sent", "named")
     return desk

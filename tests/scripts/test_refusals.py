@@ -37,7 +37,7 @@ def hold_in(desk: Desk, name: str, limits: list[Limit]) -> list[object]:
     return desk.reserve(name, "a", limits, span(desk), amount=10)
 
 
-@pytest.mark.parametrize("call", ["admit", "reserve", "dispatch"])
+@pytest.mark.parametrize("call", ["admit", "reserve", "reserve queued", "dispatch", "seat"])
 @pytest.mark.parametrize("lost", ["another ledger", "an emptied ledger", "an older ledger"])
 def test_a_ledger_that_is_not_the_one_we_know_refuses(desk: Desk, call: str, lost: str) -> None:
     busy(desk)

@@ -34,6 +34,8 @@ SPENDS = (
     "dispatch",
     "dispatch named",
     "claim",
+    "reserve queued",
+    "seat",
 )  # what may be refused for want of memory; ends may not
 DOLLARS = [Limit("tenant", "usd", 30, 10)]
 
@@ -199,7 +201,7 @@ def _meets_a_key_of_another_type(desk: Desk, call: str, place: int) -> None:
     work, names = CALLS[call]
     name = names(busy(desk))[place]
     desk.client.delete(name)
-    if name.endswith(("k1", "k2")):
+    if name.endswith(("k1", "k2", "queued-bytes")):  # these are strings
         desk.client.hset(name, "x", "1")
     else:
         desk.client.set(name, "not what it should be")
