@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- The leader moves its flight on: sent (about to be dispatched), lead (proven unsent again), open (given up), done or failed (landed).
 --
 -- KEYS[1] flight  ARGV[1] leader  ARGV[2] fence, or "" for any of this leader's  ARGV[3] new state  ARGV[4] note (done: where the result is stored; failed: JSON)  ARGV[5] time to live in ms

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Renew one incarnation's lease on the server's clock; forget those that ran out long ago.
 --
 -- KEYS[1] leases   ARGV[1] incarnation   ARGV[2] lease in ms   Returns 1

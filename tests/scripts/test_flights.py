@@ -9,7 +9,8 @@ import pytest
 import redis
 
 FLIGHT = "kg:{t:acme}:flight:d"
-TEXT = {name: resources.files("app.cache").joinpath(f"{name}.lua").read_text("utf-8") for name in ("join", "mark")}
+WHERE = {"join": "app.cache", "mark": "app.cache", "beat": "app.store"}
+TEXT = {name: resources.files(where).joinpath(f"{name}.lua").read_text("utf-8") for name, where in WHERE.items()}
 
 
 @pytest.fixture
@@ -54,3 +55,14 @@ def test_a_mark_without_its_fence_is_this_leaders_or_nothing(client: redis.Redis
     assert mark(client, "a", "7", "open") == 0
     assert mark(client, "a", "", "open") == 1
     assert join(client, "b") == "lead"
+
+
+def test_who_lives_and_what_a_leader_says_is_known_while_memory_is_full(client: redis.Redis) -> None:
+    """Else every process would be dead after ten seconds, and its heartbeat would write no end that is still owed."""
+    join(client, "a")
+    client.config_set("maxmemory", 1)
+    try:
+        assert client.eval(TEXT["beat"], 1, "kg:{up}:leases", "a", 10_000) == 1
+        assert mark(client, "a", "1", "open") == 1
+    finally:
+        client.config_set("maxmemory", 0)
