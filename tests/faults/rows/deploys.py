@@ -176,10 +176,10 @@ def bad_files(run: Run, rounds: int) -> None:
             for text in BAD_FILES * rounds:
                 running.tenants(text)
                 time.sleep(0.1)
-                History().send(running.urls, key, [1, 1])  # each replica looks at it
+                History().send(running.urls, key, [0, 1])  # each replica looks at it
                 assert [one.total(reload_ok) for one in running.replicas] == [0, 0], text
             running.tenants(tenants(None))
-            History().send(running.urls, key, [1, 1])
+            History().send(running.urls, key, [0, 1])
         assert [one.total(reload_ok) for one in running.replicas] == [1, 1]
         settle_down(running, "acme")
         figures = check(running, "acme", history=load)
