@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -92,12 +93,15 @@ def seed_of_environment() -> int:
 
 def execute(row: Row, depth: Depth, folder: Path, seed: int) -> Verdict:
     """Run it once; what always holds is asked of its fleets whatever the row asks."""
-    run, began, trouble = Run(folder, seed, depth), time.monotonic(), ""
-    looking = LOOK.set(always)
+    run, began, trouble, unheard = Run(folder, seed, depth), time.monotonic(), "", list[str]()
+    looking, hook = LOOK.set(always), threading.excepthook
+    threading.excepthook = lambda lost: unheard.extend(traceback.format_exception(lost.exc_value))
     try:
         row.work(run, **row.counts[depth])
     except Exception:
         trouble = traceback.format_exc()
     finally:
         LOOK.reset(looking)
+        threading.excepthook = hook
+    trouble += "".join(unheard)  # of a load or a watcher that ended in its thread: what it should have seen is missing
     return Verdict(row, run.reached, seed, time.monotonic() - began, trouble)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,12 @@ def test_the_books_are_looked_at_whatever_a_row_asks(tmp_path: Path) -> None:
 
     verdict = execute(Row("M-00", "nothing", damage, {"ci": {}}), "ci", tmp_path, seed_of_environment())
     assert "I2: " in verdict.trouble
+
+
+def test_a_thread_that_ends_in_an_error_is_trouble(tmp_path: Path) -> None:
+    def lose(run: Run) -> None:
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+
+    assert "ZeroDivisionError" in execute(Row("M-00", "nothing", lose, {"ci": {}}), "ci", tmp_path, 1).trouble
