@@ -1,5 +1,6 @@
 """`python -m tests.mutants <name> serve` runs a wrong gateway; alone, or with `--only` names, it ends in a table: which
-row kills which mutant. The exit code is the number of survivors."""
+row kills which mutant. The exit code is the number of survivors. `--control` runs the rows on the gateway itself, with
+the counts that mutants are killed with: what kills must not be said of it."""
 
 from __future__ import annotations
 
@@ -35,10 +36,31 @@ def table(names: list[str]) -> int:
     return alive
 
 
+def control(names: list[str]) -> int:
+    """Every row that kills, once for each of its counts, without a mutant; how many complain all the same."""
+    from tests.mutants.proof import trouble
+
+    killers = [killer for name in names for killer in MUTANTS[name].killers]
+    runs = {(killer.row, repr(killer.counts)): killer for killer in killers}
+    wrong = 0
+    for (row, counts), first in runs.items():
+        with tempfile.TemporaryDirectory() as folder:
+            said = trouble(None, first, Path(folder))
+        found = {one.says for one in killers if (one.row, repr(one.counts)) == (row, counts) and one.says in said}
+        wrong += bool(found)
+        print(f"{row:16} {counts:40} {sorted(found) or 'is quiet'}", flush=True)
+        if found:
+            print(said, flush=True)
+    print(f"{len(runs)} rows on the gateway itself, {wrong} complain as of a mutant")
+    return wrong
+
+
 if len(sys.argv) > 1 and sys.argv[1] in MUTANTS:
     MUTANTS[sys.argv.pop(1)].apply()
     main()
 else:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(MUTANTS), default=list(MUTANTS), metavar="NAME")
-    sys.exit(table(parser.parse_args().only))
+    parser.add_argument("--control", action="store_true", help="run their rows on the gateway itself instead")
+    asked = parser.parse_args()
+    sys.exit(control(asked.only) if asked.control else table(asked.only))

@@ -23,20 +23,22 @@ from tests.scripts.machine import play
 CALLERS = 30
 
 
-def trouble(name: str, killer: Killer, folder: Path) -> str:
-    """What a row says of a mutant; empty where it notices nothing."""
+def trouble(name: str | None, killer: Killer, folder: Path) -> str:
+    """What a row says of a mutant, or, without a name, of the gateway itself; empty where it notices nothing."""
     return copy_context().run(_trouble, name, killer, folder)
 
 
-def _trouble(name: str, killer: Killer, folder: Path) -> str:
-    PROGRAM.set((sys.executable, "-m", "tests.mutants", name))
-    if killer.row in ROWS and not (killer.row == "M-13" and MUTANTS[name].script):
+def _trouble(name: str | None, killer: Killer, folder: Path) -> str:
+    mutant = None if name is None else MUTANTS[name]
+    if name is not None:
+        PROGRAM.set((sys.executable, "-m", "tests.mutants", name))
+    if killer.row in ROWS and not (killer.row == "M-13" and (mutant is None or mutant.script)):
         row = ROWS[killer.row]
         wanted = replace(row, counts={"ci": {**row.counts["ci"], **killer.counts}})
         return execute(wanted, "ci", folder, seed_of_environment()).trouble
     try:
         if killer.row == "M-13":
-            _played(MUTANTS[name])
+            _played(mutant)
         else:
             seed, jobs = (7, 1) if killer.row == "flock" else (None, CALLERS)
             slots = {"GATEWAY_UPSTREAM_CONCURRENCY": str(CALLERS)}
@@ -47,9 +49,10 @@ def _trouble(name: str, killer: Killer, folder: Path) -> str:
     return ""
 
 
-def _played(mutant: Mutant) -> None:
+def _played(mutant: Mutant | None) -> None:
     """The games of M-13, with the mistake in one script."""
     shipped = texts()
-    shipped[mutant.script] = mutant.text(shipped[mutant.script])
+    if mutant is not None:
+        shipped[mutant.script] = mutant.text(shipped[mutant.script])
     with engine("valkey") as client:
         play(Desk(client, shipped), examples=400, shrink=False)

@@ -39,7 +39,7 @@ MUTANTS: dict[str, Mutant] = {
         script="unseat", change=("for _, place in ipairs(places) do redis.call('SREM', place, ARGV[1]) end\n", ""),
     ),
     "webhook-anywhere": Mutant(
-        "tells whatever URL it is given", (Killer("S-01", "webhook_url"),), _webhook_anywhere
+        "tells whatever URL it is given", (Killer("S-01", "assert (answer.status"),), _webhook_anywhere
     ),
     "another-id-each-time": Mutant(
         "gives every attempt of a webhook an id of its own", (Killer("Q-07", "== wanted", {"kills": 0}),),

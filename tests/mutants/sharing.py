@@ -111,7 +111,7 @@ MUTANTS: dict[str, Mutant] = {
         (Killer("C-02", "max(sent.values()) == 1", {"rounds": 1}),), _sent_untold,
     ),
     "inherits-the-402": Mutant(
-        "tells followers that their leader's budget is exhausted", (Killer("C-04", "rich", {"rounds": 0}),),
+        "tells followers that their leader's budget is exhausted", (Killer("C-04", "rich callers", {"rounds": 0}),),
         _inherits_the_402,
     ),
     "name-unscoped": Mutant(

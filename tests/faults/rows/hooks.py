@@ -80,7 +80,7 @@ def forged_requests(run: Run, rounds: int) -> None:
         key, local = token(running), [f"https://{host}:{trap.port}/" for host in ("127.0.0.1", "[::1]", "localhost")]
         for url in (*URLS, *ELSEWHERE, *local):
             answer = generate(running.urls[0], key, ASYNC, webhook_url=url)
-            assert (answer.status, answer.json["field"]) == (422, "webhook_url"), url
+            assert (answer.status, answer.json.get("field")) == (422, "webhook_url"), url
             tried += 1
         assert received(running) == 0
         check(running, "acme")
