@@ -165,7 +165,8 @@ class Ledger:
         spans: dict[Span, tuple[int, int]] = {}
         for per in sorted(periods):
             known = self._spans.get((tenant.id, per))
-            spans[per] = known if known and known[0] <= now < known[1] else windows.window(per, tenant.timezone, now)
+            # One that was told to be open stays so to its end, also where the clock has stepped back before its start.
+            spans[per] = known if known and now < known[1] else windows.window(per, tenant.timezone, now)
         return spans
 
     async def _open_spans(self, tenant: Tenant, periods: set[Span]) -> dict[Span, tuple[int, int]]:
