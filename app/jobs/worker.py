@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from time import monotonic, time
+from time import monotonic
 
 import structlog
 
@@ -133,7 +133,8 @@ class Worker:
         for entry, job_id in [*stray, *orphans]:
             if len(self._hands) < self._seats:
                 self._work(tenant, job_id, entry)
-        for job_id in await self._queue.waits_since(tenant, int((time() - self._ttl) * 1000)):
+        until = await self._queue.now() - int(self._ttl * 1000)
+        for job_id in await self._queue.waits_since(tenant, until):
             await self._runner.expire(tenant, job_id)
 
     def _work(self, tenant: str, job_id: str, entry: str) -> None:
