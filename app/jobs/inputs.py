@@ -16,6 +16,7 @@ from app.store.seal import Seal
 
 KEEP = script("app.jobs", "keep")
 PIECE = 512 * 1024  # bytes of one command: other commands go between them
+WRITING_MS = 30_000  # from one piece to the next: what nobody goes on with does not take up room for as long as a job
 
 
 async def keep(
@@ -28,15 +29,16 @@ async def keep(
     ms: int,
     echo: bytes = b"",
 ) -> None:
-    """Store them for at most so many ms. Raises LedgerUnavailable."""
+    """Store them for at most so many ms; the ticket last, with which they are whole. Raises LedgerUnavailable."""
     key = keys.inputs(tenant, job_id)
-    beside = ("echo", seal.close(_echo(tenant, job_id), echo)) if echo else ()
-    await store.run(KEEP, [key], [ms, "ticket", seal.close(f"{key}:ticket", ticket), *beside])
     for name, upload in uploads.items():
         view = memoryview(upload.data)
         for number, at in enumerate(range(0, upload.size, PIECE)):
             piece = f"{name}:{number}"
-            await store.run(KEEP, [key], [ms, piece, seal.close(f"{key}:{piece}", view[at : at + PIECE])])
+            kept = seal.close(f"{key}:{piece}", view[at : at + PIECE])
+            await store.run(KEEP, [key], [min(ms, WRITING_MS), piece, kept])
+    beside = ("echo", seal.close(_echo(tenant, job_id), echo)) if echo else ()
+    await store.run(KEEP, [key], [ms, "ticket", seal.close(f"{key}:ticket", ticket), *beside])
 
 
 def ticket_of(seal: Seal, tenant: str, job_id: str, value: bytes) -> bytes:

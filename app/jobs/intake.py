@@ -165,7 +165,6 @@ class Intake:
     ) -> None:
         job, store = admitted.job, self._queue.store
         tenant, uploads, seal = job.caller.tenant.id, job.request.uploads, self._queue.seal
-        await inputs.keep(store, seal, tenant, new, ticket.pack(job, control), uploads, ms, beside.echo(job))
         told = {
             "state": "new", "holder": job.caller.holder, "key": job.caller.key_id,
             "digest": job.caller.token_digest, "request": record.request_id,
@@ -178,6 +177,7 @@ class Intake:
         parts = [part for pair in told.items() for part in pair]
         await store.run(inputs.KEEP, [keys.job(tenant, new)], [MARGIN_MS, *parts])
         await store.command("SADD", keys.QUEUES, tenant)
+        await inputs.keep(store, seal, tenant, new, ticket.pack(job, control), uploads, ms, beside.echo(job))
         for upload in uploads.values():
             upload.release()
 
