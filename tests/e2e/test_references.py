@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -170,6 +171,13 @@ def test_nothing_is_told_to_others(target: Target) -> None:
             assert target.call(method, path.format(odd), "acme").status == 404
     assert target.call("GET", f"/v1/images/{image}", "acme").status == 200
     assert len(target.lineage("acme", image)["steps"]) == 2
+
+
+@pytest.mark.parametrize("expires", ["9" * 5_000, "9" * 13, "\u0661", "-1", "1e9", ""])
+def test_a_link_with_no_legal_end_is_no_picture(target: Target, expires: str) -> None:
+    link = f"/v1/images/img_{'0' * 48}?t=acme&k=key_0&e={quote(expires)}&s={'0' * 64}"
+    answer = send(target.fleet.replicas[0].url, "GET", link)
+    assert (answer.status, answer.document["code"], answer.document["charged"]) == (404, "not_found", "no")
 
 
 def test_every_method_of_a_path_is_told(target: Target) -> None:
