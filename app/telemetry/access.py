@@ -123,14 +123,14 @@ class Access:
             (b"server-timing", timing.encode()),
             (b"x-content-type-options", b"nosniff"),
             *_rate_headers(record.rates),
+            # Also without one: what a browser kept of a picture that a page showed, its scripts may not read.
+            (b"vary", b"Origin"),
         ]
-        if origin:
-            headers.append((b"vary", b"Origin"))
-            if origin in state.get("origins", self._origins()):
-                headers += [
-                    (b"access-control-allow-origin", origin.encode()),
-                    (b"access-control-expose-headers", _EXPOSED.encode()),
-                ]
+        if origin and origin in state.get("origins", self._origins()):
+            headers += [
+                (b"access-control-allow-origin", origin.encode()),
+                (b"access-control-expose-headers", _EXPOSED.encode()),
+            ]
         return headers
 
     def _wrong(self, scope: Scope) -> str | None:

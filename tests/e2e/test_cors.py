@@ -180,6 +180,7 @@ def test_a_call_is_held_to_the_tenants_own_origins(target: Target) -> None:
 def test_without_an_origin_nothing_is_said_of_origins_but_that_they_matter(target: Target) -> None:
     answer = target.call("closed", None)
     assert answer.status == 200
+    assert names(answer, "vary") == {"origin"}
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
@@ -207,6 +208,21 @@ def test_a_page_of_the_shop_makes_and_edits_a_picture_and_shows_it(target: Targe
     assert target.fleet.bill()["jobs"] == 2
     refused = browser_page.evaluate("([base, key]) => generate(base, key)", [target.url, "kgw_live_nobody"])
     assert (refused["status"], refused["problem"]["code"]) == (401, "unauthenticated")
+
+
+@pytest.mark.timeout(90)
+def test_a_script_reads_the_picture_that_its_page_has_shown(target: Target, browser_page: Page) -> None:
+    key = target.keys["acme"]
+    headers = [("Authorization", f"Bearer {key}"), ("Content-Type", "application/json"), ("Accept", "application/json")]
+    made = send(target.url, "POST", "/v1/generate", headers, b'{"prompt": "a boat", "seed": 11}').document
+    browser_page.goto(target.own)
+    script = """async url => {
+      const img = document.getElementById("made");
+      img.src = url;
+      await img.decode();
+      try { return (await (await fetch(url)).blob()).size; } catch (error) { return String(error); }
+    }"""
+    assert browser_page.evaluate(script, target.url + made["image"]["url"]) == made["image"]["bytes"]
 
 
 @pytest.mark.timeout(90)
