@@ -47,8 +47,9 @@ def delete(
         try:
             gone = await erase(tenant, ledger=ledger, cache=cache)
             await asyncio.sleep(KEEP)
+            left = await running(tenant, ledger)  # what ends from here on may store behind the second time
             gone += await erase(tenant, ledger=ledger, cache=cache)
-            return gone, await running(tenant, ledger)
+            return gone, max(left, await running(tenant, ledger))
         finally:
             if other is not None:
                 await other.aclose()
