@@ -16,6 +16,7 @@ from app.errors import GatewayError, InvalidRequest
 from app.pipeline import Admitted, Control, Delivery, Gateway
 from app.prodia.wire import Part
 from app.quota.party import Guest, Party
+from app.quota.refusals import told
 from app.telemetry.outcome import Outcome as Record
 
 Inputs = tuple[Part, ...]
@@ -52,14 +53,14 @@ async def submit(gateway: Gateway, caller: Caller, ask: Ask, n: int, control: Co
         raise
     if party.refusal is not None:
         record.pictures = []  # also what the cache had is not given
-        raise party.refusal
+        raise told(caller, party.refusal)
     record.add_up()
     errors = [error for one in work if (error := one.exception()) is not None]
     failures = tuple(error for error in errors if isinstance(error, GatewayError))
     if strange := [error for error in errors if not isinstance(error, GatewayError)]:
         raise strange[0]
     if len(failures) == n:
-        raise _worst(failures)
+        raise told(caller, _worst(failures))
     return Series(tuple(one.result() for one in work if one.exception() is None), failures)
 
 

@@ -13,7 +13,7 @@ from app.domain.catalog import JobType
 from app.domain.job import Caller
 from app.domain.pricing import usd
 from app.domain.tenant import Rate
-from app.errors import Refused
+from app.errors import GatewayError, Refused
 from app.quota.limits import Cap, Places, levels
 
 SOON = 60  # seconds that a client may be asked to wait for a limit
@@ -73,7 +73,7 @@ def place_refusal(seat: Places, job_type: JobType) -> Refused:
     )
 
 
-def told(caller: Caller, refusal: Refused) -> Refused:
+def told(caller: Caller, refusal: GatewayError) -> GatewayError:
     """A refusal as its caller may know it: to a client token, nothing of what its key and tenant have and spent."""
     if caller.client is None or refusal.extra.get("level") not in ("tenant", "key"):
         return refusal

@@ -171,6 +171,21 @@ def test_where_every_place_is_taken_by_others_it_is_refused_at_once(made: Fleet,
     assert at_rest(made, "taken").delta == 0
 
 
+def test_a_client_token_is_not_told_what_its_key_and_tenant_have(made: Fleet, tokens: dict[str, str]) -> None:
+    lent = call(
+        made.replicas[0].url, "/v1/client-tokens", tokens["taken"], body=b"{}",
+        headers={"Content-Type": "application/json"},
+    ).json["token"]  # fmt: skip
+    with made.redis as client:
+        client.sadd("kg:{t:taken}:conc:tenant:all", "res_other")
+        told = {name: several(made, token, 2, seed=1) for name, token in (("key", tokens["taken"]), ("lent", lent))}
+        client.srem("kg:{t:taken}:conc:tenant:all", "res_other")
+    assert {answer.json["error"]["code"] for answer in told.values()} == {"concurrency_limited"}
+    shown = {name: {"level", "limit"} & answer.json["error"]["gateway"].keys() for name, answer in told.items()}
+    assert shown == {"key": {"level", "limit"}, "lent": set()}
+    assert "tenant" not in told["lent"].json["error"]["message"]
+
+
 def test_of_calls_that_compete_each_gets_all_or_nothing(made: Fleet, tokens: dict[str, str]) -> None:
     answers = together([lambda i=i: several(made, tokens["crowd"], 10, seed=100 * i) for i in range(1, 4)])  # type: ignore[misc]
     assert {(one.status, len(one.json.get("data", ()))) for one in answers} <= {(200, 10), (429, 0)}
