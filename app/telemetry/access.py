@@ -38,7 +38,11 @@ _EXPOSED = ", ".join(
 _HOST = re.compile(rb"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 _ALLOWED = (
     "Authorization, Content-Type, Accept, Cache-Control, Prefer, Idempotency-Key, Gateway-User, Gateway-Tags, "
-    "Last-Event-ID"
+    "Last-Event-ID, If-None-Match, "
+    # What OpenAI's client and the AI SDK send of themselves, also in a browser.
+    "User-Agent, X-Stainless-Arch, X-Stainless-Helper-Method, X-Stainless-Lang, X-Stainless-OS, "
+    "X-Stainless-Package-Version, X-Stainless-Retry-Count, X-Stainless-Runtime, X-Stainless-Runtime-Version, "
+    "X-Stainless-Timeout"
 )
 
 
