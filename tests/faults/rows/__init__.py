@@ -29,6 +29,7 @@ from tests.faults.rows import (
     soak,
     telling,
     upstream,
+    versions,
     wires,
 )
 
@@ -59,6 +60,7 @@ __all__ = [
     "soak",
     "telling",
     "upstream",
+    "versions",
     "wires",
 ]
 ROWS = dict(sorted(row.ROWS.items()))
