@@ -96,7 +96,7 @@ def reconcile_with(
     first: Annotated[str | None, typer.Option("--from", help="The bill holds every job from this time on.")] = None,
     until: Annotated[str | None, typer.Option("--to", help="The bill holds every job up to this time, or now.")] = None,
     tolerance: Annotated[str, typer.Option(help="How far clocks may differ and a job be billed late.")] = "2m",
-    older_than: Annotated[str, typer.Option(help="Leave younger charges alone.")] = "15m",
+    older_than: Annotated[str, typer.Option(help="Leave younger charges alone.")] = "1h",  # the longest deadline
     as_json: Json = False,
 ) -> None:
     """Hold the upstream's bill against the ambiguous charges. Exit code 0 when everything is explained, else 1."""
