@@ -23,23 +23,27 @@ class NoLedger(Exception):
     """The Redis holds no ledger; `kontext-gateway ledger init` makes one."""
 
 
-_ROOT = ("id", "released", "doubted")
+_ROOT = ("id", "released", "doubted", "latest")
 
 
 @dataclass(frozen=True, slots=True)
 class _Root:
-    """What the ledger says of itself: its id, when it was released (ms of the server's clock, 0: never), and whether a
-    replica has found it older than it remembers since."""
+    """What the ledger says of itself: its id, when it was released (ms of the server's clock, 0: never), whether a
+    replica has found it older than it remembers since, and the latest release that such a replica knew of."""
 
     id: str | None
     released: int
     doubted: bool
+    latest: int
 
 
 def _root(found: Sequence[bytes | None]) -> _Root:
-    ledger_id, released, doubted = found
+    ledger_id, released, doubted, latest = found
     return _Root(
-        ledger_id.decode() if ledger_id else None, int(released or 0), doubted is not None and doubted == ledger_id
+        ledger_id.decode() if ledger_id else None,
+        int(released or 0),
+        doubted is not None and doubted == ledger_id,
+        int(latest or 0),
     )
 
 
@@ -122,8 +126,9 @@ class Epoch:
     async def _freeze(self, found: _Root) -> None:
         """Stop, and say so to the others. Raises LedgerUnavailable: they are told at the next beat."""
         self.frozen = True
-        if found.id is not None and not found.doubted:
-            await self._store.command("HSET", keys.ROOT, "doubted", found.id)
+        if found.id is not None and (not found.doubted or found.latest < self._released):
+            latest = max(found.latest, self._released)
+            await self._store.command("HSET", keys.ROOT, "doubted", found.id, "latest", latest)
 
     async def _rolled_back(self) -> bool:
         """Learn every tenant's sequence, also of those that other replicas serve; whether one is behind its mark."""
@@ -160,7 +165,8 @@ async def release(store: Store) -> str:
     if found.id is None:
         raise NoLedger
     seconds, micro = await store.command("TIME")
-    moment = max(int(seconds) * 1000 + int(micro) // 1000, found.released + 1)  # also where the clock was set back
+    # Also where the clock was set back, or is that of another server than the one that was lost.
+    moment = max(int(seconds) * 1000 + int(micro) // 1000, found.released + 1, found.latest + 1)
     ledger_id = "led_" + secrets.token_hex(8)
     for tenant in await store.command("SMEMBERS", keys.TENANTS):
         await store.command("HSET", keys.ledger(tenant.decode()), "epoch", ledger_id)

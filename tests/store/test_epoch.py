@@ -74,6 +74,20 @@ async def test_one_replica_that_remembers_more_stops_all_of_them(store: Store) -
         assert (epoch.id, epoch.frozen) == (wanted, False)
 
 
+async def test_a_release_by_a_clock_that_is_behind_is_followed(store: Store) -> None:
+    """The copy was brought back on a server whose clock is an hour behind that of the one that was lost."""
+    await release(store)
+    copy = await store.command("HGETALL", keys.ROOT)
+    await store.command("HSET", keys.ROOT, "id", "led_later", "released", int(copy[b"released"]) + 3_600_000)
+    lives = await known(store)
+    await store.command("HSET", keys.ROOT, *(part for pair in copy.items() for part in pair))
+    await lives.watch()
+    assert lives.frozen
+    wanted = await release(store)
+    await lives.watch()
+    assert (lives.id, lives.frozen) == (wanted, False)
+
+
 async def test_a_ledger_that_was_made_in_the_place_of_a_lost_one_is_doubted(store: Store) -> None:
     """A replica that starts on it takes it for empty no more than those do that knew the lost one."""
     lives = await known(store)
