@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -54,7 +55,8 @@ class Shop:
         )  # fmt: skip
 
     def started(self, *words: str, stderr: int = subprocess.PIPE, **more: str) -> subprocess.Popen[bytes]:
-        """One command under way."""
+        """One command under way, which Ctrl-C reaches: what runs in the background of a shell is born deaf to it."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         return subprocess.Popen(
             [*APP, *words], cwd=self.folder, env=self.environment(**more), stdout=subprocess.PIPE, stderr=stderr
         )
