@@ -148,6 +148,6 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "ready-while-it-drains": Mutant(
         "says that it is ready while it drains",
-        (Killer("D-01", "load.outcomes()", {"each": 1, "scale": 0.1}),), _ready_while_it_drains,
+        (Killer("D-01", "load.outcomes()", {"each": 2, "scale": 0.1, "rate": 40}),), _ready_while_it_drains,
     ),
 }  # fmt: skip
