@@ -108,7 +108,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "sent-untold": Mutant(
         "sends without saying so to those who may take over",
-        (Killer("C-02", "max(sent.values()) == 1", {"rounds": 1}),), _sent_untold,
+        (Killer("C-02", "max(sent.values()) == 1", {"rounds": 2}),), _sent_untold,
     ),
     "inherits-the-402": Mutant(
         "tells followers that their leader's budget is exhausted", (Killer("C-04", "rich callers", {"rounds": 0}),),
