@@ -124,11 +124,6 @@ class Queue:
         rank: int | None = await self.store.command("ZRANK", keys.waiting(job.tenant), job.id)
         return rank
 
-    async def now(self) -> int:
-        """The server's clock in Unix ms. Jobs are dated by it, so that none is late by the clock of one process."""
-        seconds, more = await self.store.command("TIME")
-        return int(seconds) * 1000 + int(more) // 1000
-
     async def waits_since(self, tenant: str, until_ms: int) -> list[str]:
         """Ids of jobs that were queued before a moment of the server's clock and have no seat."""
         found = await self.store.command("ZRANGEBYSCORE", keys.waiting(tenant), "-inf", until_ms, "LIMIT", 0, MOST)

@@ -65,7 +65,7 @@ class Runner:
         held = await self._queue.held(job)
         if held.state == "RESERVED" and int(starts) > MOST_STARTS:
             held = await refund_queued(self._gateway.ledger, held, "job_abandoned")
-        if held.state == "RESERVED" and job.created < await self._queue.now() - self._ttl * 1000:
+        if held.state == "RESERVED" and job.created < await self._queue.store.now_ms() - self._ttl * 1000:
             held = await refund_queued(self._gateway.ledger, held, "expired")
         if held.state != "RESERVED":
             return await self._conclude(job, held, record)

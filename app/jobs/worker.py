@@ -133,7 +133,7 @@ class Worker:
         for entry, job_id in [*stray, *orphans]:
             if len(self._hands) < self._seats:
                 self._work(tenant, job_id, entry)
-        until = await self._queue.now() - int(self._ttl * 1000)
+        until = await self._queue.store.now_ms() - int(self._ttl * 1000)
         for job_id in await self._queue.waits_since(tenant, until):
             await self._runner.expire(tenant, job_id)
 

@@ -49,7 +49,7 @@ async def entries(store: Store, names: Iterable[str]) -> list[Entry]:
 async def under_way(store: Store, names: Iterable[str]) -> list[Claim]:
     """Jobs that are sent and not ended: they may be on a bill already. Raises LedgerUnavailable."""
     found = []
-    now = await _now(store)
+    now = await store.now_ms()
     for tenant in names:
         members = await store.command("ZRANGE", keys.outstanding(tenant), 0, -1, "WITHSCORES")
         async for held, _ in _held(store, tenant, members):
@@ -116,11 +116,6 @@ async def end(store: Store, verdict: Verdict) -> str:
         WHO,
     )  # fmt: skip
     return str(reply[0].decode())
-
-
-async def _now(store: Store) -> int:
-    seconds, micro = await store.command("TIME")
-    return int(seconds) * 1000 + int(micro) // 1000
 
 
 async def _held(

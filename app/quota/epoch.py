@@ -164,9 +164,8 @@ async def release(store: Store) -> str:
     found = _root(await store.command("HMGET", keys.ROOT, *_ROOT))
     if found.id is None:
         raise NoLedger
-    seconds, micro = await store.command("TIME")
     # Also where the clock was set back, or is that of another server than the one that was lost.
-    moment = max(int(seconds) * 1000 + int(micro) // 1000, found.released + 1, found.latest + 1)
+    moment = max(await store.now_ms(), found.released + 1, found.latest + 1)
     ledger_id = "led_" + secrets.token_hex(8)
     for tenant in await store.command("SMEMBERS", keys.TENANTS):
         await store.command("HSET", keys.ledger(tenant.decode()), "epoch", ledger_id)

@@ -22,7 +22,7 @@ _FACTS = ("job", "tenant", "key", "user", "tags", "operation", "variant", "type"
 async def reap(ledger: Ledger, incarnation: Incarnation) -> int:
     """One pass over every tenant's outstanding reservations; how many this process ended. Raises LedgerUnavailable."""
     ended = 0
-    until = int((await ledger.store.command("TIME"))[0]) * 1000 - ORPHAN_MS
+    until = await ledger.store.now_ms() - ORPHAN_MS
     for name in await ledger.store.command("SMEMBERS", keys.TENANTS):
         tenant, passed = name.decode(), 0
         # Page by page to the end: those that stay may be many, such as all that wait in the queue.

@@ -105,6 +105,12 @@ class Store:
         """Run several commands in one round trip, not atomically. Raises LedgerUnavailable if any of them failed."""
         return await asyncio.gather(*(self.command(*command) for command in commands))
 
+    async def now_ms(self) -> int:
+        """The server's clock in Unix ms: what is dated by it is not late by the clock of one process. Raises
+        LedgerUnavailable."""
+        seconds, micro = await self.command("TIME")
+        return int(seconds) * 1000 + int(micro) // 1000
+
     async def aclose(self) -> None:
         """Let what is under way have its reply, then close the connection."""
         until = monotonic() + self._timeout
