@@ -39,6 +39,8 @@ from tests.fleet import PEPPER, TOKEN, Fleet, Metrics, get_json, total, wait_unt
 
 __all__ = ["Books", "Broken", "Violation", "over"]
 
+LEASE, GRACE = 10, 5  # seconds until a process that is silent counts as dead, and until all it held has ended
+
 
 def books(fleet: Fleet, tenant: str = "acme") -> Books:
     """The books of a fleet's tenant as they are now."""

@@ -14,7 +14,7 @@ import uvloop
 
 from app.errors import LedgerUnavailable
 from app.store.redis import Store
-from tests.faults.checker import Broken, Violation, books, check, in_progress, recovers, settle_down
+from tests.faults.checker import LEASE, Broken, Violation, books, check, in_progress, recovers, settle_down
 from tests.faults.clients import History, midday
 from tests.faults.digests import distinct
 from tests.faults.nemesis import meanwhile
@@ -25,7 +25,6 @@ from tests.fleet import Fleet, fleet, get_json, wait_until
 from tests.scripts.engines import engine
 
 FAST = ("--time-scale", "0.01", "--picture", "small")
-LEASE = 10  # seconds
 SLOTS = 6
 CEILINGS = {"acme": 1, "zeta": 6, "pool-low": 1, "pool-high": 6}
 FOUR = "version: 1\ntenants:\n" + "".join(

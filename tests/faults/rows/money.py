@@ -12,6 +12,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tests.faults.checker import (
+    GRACE,
+    LEASE,
     Broken,
     Violation,
     books,
@@ -32,7 +34,6 @@ from tests.fleet import Fleet, Replica, fleet, wait_until
 
 SLOW = ("--time-scale", "0.1", "--picture", "small")
 FAST = ("--time-scale", "0.01", "--picture", "small")
-LEASE, GRACE = 10, 5  # seconds
 LEVELS: tuple[Level, ...] = ("tenant", "key", "user")
 TURNED = {"GATEWAY_OUTCOMES": "failed=charge"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.faults.checker import check, received, sent_seeds, settle_down
+from tests.faults.checker import LEASE, check, received, sent_seeds, settle_down
 from tests.faults.clients import History, midday
 from tests.faults.crowd import NAME, crowd
 from tests.faults.nemesis import SteppingClock
@@ -15,7 +15,6 @@ from tests.fleet import Fleet, fleet
 from tests.redis_server import LEDGER, RedisServer
 
 FAST = ("--time-scale", "0.01", "--picture", "small")
-LEASE = 10  # seconds
 DAY = 86_400
 TWO = "version: 1\ntenants:\n" + "".join(
     f"  {name}: {{name: {name}, timezone: {midday()}}}\n" for name in ("acme", "zeta")

@@ -9,7 +9,7 @@ from functools import partial
 import redis
 
 from app.domain.ids import as_uuid
-from tests.faults.checker import check, received, sent_seeds, settle_down
+from tests.faults.checker import LEASE, check, received, sent_seeds, settle_down
 from tests.faults.queueing import OVER, empty, look_at, put_all, states
 from tests.faults.row import Run, row
 from tests.faults.storm import PATIENT, tenants, token
@@ -18,7 +18,6 @@ from tests.jobs.receiver import Receiver, receiving
 from tests.pipeline.calls import call, generate
 from tests.pipeline.queued import ASYNC, cancel
 
-LEASE = 10  # seconds
 FAST = ("--time-scale", "0.05", "--picture", "small")
 HOOKS = {"GATEWAY_WEBHOOK_LOOPBACK": "true", "GATEWAY_WEBHOOK_PAUSES": ",".join(["0.3s"] * 12)}
 

@@ -7,13 +7,12 @@ import time
 
 from app.quota.hold import RESERVE
 from tests.faults import another
-from tests.faults.checker import books, check, settle_down
+from tests.faults.checker import GRACE, LEASE, books, check, settle_down
 from tests.faults.load import Load, steady
 from tests.faults.row import Run, row
 from tests.faults.storm import CAP, PATIENT, PRICE, storm, tenant_line, token
 from tests.fleet import fleet
 
-LEASE, GRACE = 10, 5  # seconds
 ANOTHER = (sys.executable, "-m", "tests.faults.another")
 SLOW = ("--time-scale", "0.1", "--picture", "small")
 
