@@ -116,6 +116,7 @@ class Fleet:
     environment: dict[str, str]
     program: Sequence[str] = APP
     replicas: list[Replica] = field(default_factory=list)
+    policies: list[str] = field(default_factory=list)  # every tenants file that was in force
 
     @property
     def redis_url(self) -> str:
@@ -141,11 +142,12 @@ class Fleet:
         """Replace the upstream's fault script."""
         get_json(self.upstream + "/sandbox/faults", data=list(script), method="PUT")
 
-    def tenants(self, text: str) -> None:
-        """Replace the tenants file, atomically."""
+    def tenants(self, text: str, *, bad: bool = False) -> None:
+        """Replace the tenants file, atomically; by a bad one, which no replica takes."""
         fresh = self.folder / "tenants.new"
         fresh.write_text(text)
         fresh.replace(self.folder / "tenants.yaml")
+        self.policies += [] if bad else [text]
 
     def command(self, *arguments: str, code: int = 0) -> str:
         """Run a `kontext-gateway` command against this fleet's ledger; its output. Fails on another exit code than

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.faults.row import SEED, execute, seed_of_environment
+from tests.faults.row import SEED, execute, seed_of_environment, summary
 from tests.faults.rows import ROWS
 
 
@@ -39,6 +39,7 @@ def main() -> int:
     missed = [verdict for verdict in verdicts if verdict.trouble]
     for verdict in missed:
         print(f"replay: {SEED}={verdict.seed} python -m tests.faults --depth {asked.depth} --rows {verdict.row.id}")
+    print(summary(verdicts))
     print(f"{len(verdicts) - len(missed)} of {len(verdicts)} rows reached their figure")
     return 1 if missed else 0
 

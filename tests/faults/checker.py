@@ -28,9 +28,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import redis
+import yaml
 
 from tests.faults.books import MICRO, OPEN, Books, Broken, Violation, over
 from tests.faults.canaries import hits
@@ -39,6 +41,7 @@ from tests.fleet import PEPPER, TOKEN, Fleet, Metrics, get_json, total, wait_unt
 
 __all__ = ["Books", "Broken", "Violation", "over"]
 
+UNCAPPED = 1 << 63
 LEASE, GRACE = 10, 5  # seconds until a process that is silent counts as dead, and until all it held has ended
 
 
@@ -125,15 +128,32 @@ def check(
 
 
 def always(fleet: Fleet) -> None:
-    """What holds at any instant and of whatever a row was after: I2 and the usage of every tenant, I9, and I10. Raises
-    Broken."""
+    """What holds at any instant and of whatever a row was after: I1 of the caps in the tenants file, I2 and the usage
+    of every tenant, I9, and I10. Raises Broken."""
     with fleet.redis as client:
         tenants = sorted(name.decode() for name in client.smembers("kg:{ledger}:tenants"))
-    found = [broken for tenant in tenants for broken in books(fleet, tenant).violations()]
+    found = []
+    for tenant in tenants:
+        caps, read = _caps(fleet, tenant), books(fleet, tenant)
+        found += read.violations()
+        found += [broken for name, window in read.windows.items() for broken in over(name, window, caps)]
     found += _without_tolerance(fleet)
     found += _leaks(fleet, {replica.log.name: replica.metrics() for replica in fleet.alive})
     if found:
         raise Broken(found)
+
+
+def _caps(fleet: Fleet, tenant: str) -> dict[str, int]:
+    """Level -> the highest daily cap that its tenants files ever had, in micro-dollars; a level that once had none, or
+    has one over another time too, counts as uncapped."""
+    highest: dict[str, int] = {}
+    for text in fleet.policies:
+        limits = yaml.safe_load(text)["tenants"].get(tenant, {}).get("limits", {})
+        budgets = {"tenant": limits.get("budgets", ()), "user": limits.get("per_user", {}).get("budgets", ())}
+        for level, caps in budgets.items():
+            daily = [int(Decimal(cap["usd"]) * MICRO) for cap in caps if cap["per"] == "day"]
+            highest[level] = max(highest.get(level, 0), daily[0] if len(daily) == len(caps) == 1 else UNCAPPED)
+    return highest
 
 
 def _without_tolerance(fleet: Fleet) -> list[Violation]:

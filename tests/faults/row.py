@@ -11,13 +11,15 @@ import random
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.faults.checker import always
-from tests.fleet import LOOK
+from tests.faults.books import Invariant
+from tests.faults.checker import Broken, Violation, always
+from tests.fleet import LOOK, Fleet
 
 Depth = Literal["ci", "nightly"]
 Work = Callable[..., None]
@@ -72,13 +74,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a run of a row ended; `trouble` is empty when it reached its figure."""
+    """How a run of a row ended; `trouble` is empty when it reached its figure. `fleets`: how many were looked at."""
 
     row: Row
     reached: str
     seed: int
     seconds: float
     trouble: str
+    violations: tuple[Violation, ...]
+    fleets: int
 
     def __str__(self) -> str:
         state = "MISS" if self.trouble else "ok"
@@ -94,14 +98,34 @@ def seed_of_environment() -> int:
 def execute(row: Row, depth: Depth, folder: Path, seed: int) -> Verdict:
     """Run it once; what always holds is asked of its fleets whatever the row asks."""
     run, began, trouble, unheard = Run(folder, seed, depth), time.monotonic(), "", list[str]()
-    looking, hook = LOOK.set(always), threading.excepthook
+    violations, looked = tuple[Violation, ...](), list[Fleet]()
+
+    def look(fleet: Fleet) -> None:
+        looked.append(fleet)
+        always(fleet)
+
+    looking, hook = LOOK.set(look), threading.excepthook
     threading.excepthook = lambda lost: unheard.extend(traceback.format_exception(lost.exc_value))
     try:
         row.work(run, **row.counts[depth])
-    except Exception:
+    except Exception as error:
         trouble = traceback.format_exc()
+        violations = error.violations if isinstance(error, Broken) else ()
     finally:
         LOOK.reset(looking)
         threading.excepthook = hook
     trouble += "".join(unheard)  # of a load or a watcher that ended in its thread: what it should have seen is missing
-    return Verdict(row, run.reached, seed, time.monotonic() - began, trouble)
+    return Verdict(row, run.reached, seed, time.monotonic() - began, trouble, violations, len(looked))
+
+
+SUMMED: Mapping[str, tuple[Invariant, ...]] = {
+    "over a cap": ("I1",), "billed twice": ("I4",), "settlements lost or wrong": ("I2", "I3"), "stuck": ("I5", "I7"),
+    "secrets or prompts told": ("I10",),
+}  # fmt: skip
+
+
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """What all runs together broke, by what it means, and how many fleets were asked."""
+    broken = Counter(violation.invariant for verdict in verdicts for violation in verdict.violations)
+    sums = ", ".join(f"{text} {sum(broken[name] for name in names)}" for text, names in SUMMED.items())
+    return f"in {len(verdicts)} runs, {sum(verdict.fleets for verdict in verdicts)} fleets looked at: {sums}"

@@ -174,7 +174,7 @@ def bad_files(run: Run, rounds: int) -> None:
         key = token(running)
         with steady(running.urls, key, 20) as load:
             for text in BAD_FILES * rounds:
-                running.tenants(text)
+                running.tenants(text, bad=True)
                 time.sleep(0.1)
                 History().send(running.urls, key, [0, 1])  # each replica looks at it
                 assert [one.total(reload_ok) for one in running.replicas] == [0, 0], text
