@@ -1,7 +1,8 @@
 """The commands: `kontext-gateway serve | sandbox | check | generate | edit | keys | ledger | usage | health | ...`.
 
 Thin: each reads settings, calls one part of the app, and says in plain words what happened. A mistake is a line with
-its place and exit code 1, never a traceback.
+its place and exit code 1, never a traceback. The servers are imported by the commands that run them, since the web
+framework takes longer to load than any other command to run.
 """
 
 from __future__ import annotations
@@ -27,12 +28,9 @@ from app.domain.tenants_file import TenantsFileError
 from app.domain.usage import parse_query
 from app.domain.windows import local_date
 from app.errors import InvalidRequest
-from app.health import VolatileLedger
-from app.main import load_catalog, offered
+from app.installation import load_catalog, offered, pepper_of
 from app.quota.epoch import NoLedger
 from app.quota.usage import read as read_usage
-from app.sandbox import FaultError, SandboxConfig, load_scenario, serve_sandbox, switched
-from app.serve import pepper_of, run
 from app.settings import LedgerSettings, Settings, address
 from app.telemetry import logs
 from app.tenants import Keyring
@@ -62,6 +60,10 @@ def serve(
     ] = False,
 ) -> None:
     """Run the gateway."""
+    from app.health import VolatileLedger
+    from app.sandbox import FaultError
+    from app.serve import run
+
     settings = read_settings(lambda: Settings(sandbox=sandbox))
     log = logs.configure(level=settings.gateway_log_level)
     if not sandbox and settings.cache_redis_url is None:
@@ -90,6 +92,8 @@ def sandbox(
     ] = None,
 ) -> None:
     """Run the stand-in for Prodia alone, as a server of its own."""
+    from app.sandbox import FaultError, SandboxConfig, load_scenario, serve_sandbox, switched
+
     try:
         host, port = address(listen)
         config = SandboxConfig(token=token, bill_path=bill)

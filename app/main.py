@@ -19,12 +19,12 @@ from fastapi import FastAPI
 from app.cache.flight import Flights
 from app.cache.lineage import Lineage
 from app.cache.results import Results
-from app.domain import catalog as catalogue
 from app.domain import guidance
 from app.domain.ids import request_id
 from app.domain.tenant import Tenant
 from app.health import Health
 from app.images.gate import Gate
+from app.installation import load_catalog, offered
 from app.jobs.courier import Courier
 from app.jobs.desk import Jobs
 from app.jobs.hooks import Hooks
@@ -204,20 +204,6 @@ def create_app(
         jobs=jobs,
         stores=(ledger_store, cache_store) if separate else (ledger_store,),
     )
-
-
-def load_catalog(settings: Settings) -> catalogue.Catalog:
-    """The catalogue with the operator's file. Raises CatalogError, OSError."""
-    path = settings.gateway_catalog_file
-    try:
-        return catalogue.load(None if path is None else path.read_text("utf-8"), file=str(path))
-    except UnicodeDecodeError:
-        raise catalogue.CatalogError([f"{path}:1: is not UTF-8 text"]) from None
-
-
-def offered(catalog: catalogue.Catalog) -> dict[str, frozenset[str]]:
-    """Operation -> variants, for the tenants file."""
-    return {operation: frozenset(catalog.variants(operation)) for operation in ("generate", "edit")}
 
 
 def _jobs(

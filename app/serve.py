@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import structlog
 import uvicorn
 from pydantic import SecretStr
 
-from app.domain.tenant import Budget, ImageQuota, KeyPolicy, Limits, Rate, Safety, SafetyRule, Tenant
+from app.domain.tenant import KeyPolicy, Limits
 from app.door import door, sweep
+from app.installation import DEMO, pepper_of
 from app.main import Application, create_app
 from app.quota import epoch
 from app.sandbox import SandboxConfig, load_scenario, serve_sandbox, switched
@@ -35,21 +35,6 @@ from app.telemetry.access import App
 from app.tenants import Keyring
 
 ADDRESS = "sandbox-url"  # in the data directory: where the stand-in of the gateway that runs there listens
-DEMO = Tenant(
-    id="demo",
-    name="Demo",
-    safety=Safety(
-        rules=MappingProxyType({"generate": SafetyRule(ceiling=4), "edit": SafetyRule(ceiling=2)}),
-        mode="clamp",
-        allow_without_knob=frozenset({"dev"}),
-    ),
-    limits=Limits(
-        requests=Rate(600, 60, 100),
-        images=(ImageQuota(1000, "day"),),
-        concurrency=16,
-        budgets=(Budget(20_000_000, "day"),),
-    ),
-)
 
 
 class _Listener(uvicorn.Server):
@@ -226,16 +211,6 @@ def _stand_in(settings: Settings, token: str) -> SandboxConfig:
     if file is None or "gateway_sandbox_time_scale" in settings.model_fields_set:
         config = switched(config, {"time_scale": settings.gateway_sandbox_time_scale})
     return config
-
-
-def pepper_of(data_dir: Path) -> str:
-    """The sandbox's own pepper, made once and kept in the data directory for this user only."""
-    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = data_dir / "pepper"
-    with suppress(FileExistsError):
-        path.touch(mode=0o600, exist_ok=False)
-        path.write_text(secrets.token_hex(32))
-    return path.read_text().strip()
 
 
 async def _new_ledger(store: Store) -> None:

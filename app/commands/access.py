@@ -17,8 +17,7 @@ from pydantic import ValidationError
 from app.domain.catalog import CatalogError
 from app.domain.tenants_file import TenantsFileError, load
 from app.errors import LedgerUnavailable
-from app.main import load_catalog, offered
-from app.serve import DEMO
+from app.installation import DEMO, load_catalog, offered
 from app.settings import Settings
 from app.store.embedded import Embedded
 from app.store.redis import Store

@@ -13,10 +13,9 @@ from app.commands.access import checked, fail, read_settings, tenants_of, with_s
 from app.domain.ids import ulid
 from app.domain.tenant import parse_duration
 from app.errors import InvalidRequest
+from app.installation import pepper_of
 from app.jobs.hooks import STATES, Hooks, event
 from app.jobs.lookups import Lookups
-from app.jobs.post import post
-from app.serve import pepper_of
 from app.settings import LedgerSettings, Settings
 
 cli = typer.Typer(no_args_is_help=True, help="Make a tenant's signing secret, test, list and redeliver its webhooks.")
@@ -38,6 +37,8 @@ def rotate(
 @cli.command("test")
 def test_(tenant: Tenant, url: Annotated[str, typer.Option("--url", help="Where to send it.")]) -> None:
     """Send a `webhook.test` event from this machine and say how it was answered; exit code 1 unless by 2xx."""
+    from app.jobs.post import post
+
     settings = _known(tenant)
     found = checked(lambda: tenants_of(settings))[tenant]
 

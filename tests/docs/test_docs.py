@@ -19,7 +19,8 @@ from app.cli import cli
 from app.domain import bill, guidance, reconciliation, tenants_file, usage
 from app.domain import catalog as catalogue
 from app.errors import CODES, OPENAI, GatewayError
-from app.main import SURFACES, offered
+from app.installation import offered
+from app.main import SURFACES
 from app.prodia.faults import MONEY, RETRY
 from app.sandbox import SandboxConfig
 from app.sandbox.faults import KINDS
