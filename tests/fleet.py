@@ -16,22 +16,24 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.domain.tenant import KeyPolicy, parse_limits
+from app.quota import epoch
 from app.store.redis import Store
 from app.tenants import Keyring
 from tests.processes import free_port, wait_until
 from tests.redis_server import LEDGER, RedisServer
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "upstream-token-of-the-tests"
 PEPPER = "pepper-of-the-tests-0123456789abcdef"
@@ -188,14 +190,21 @@ class Fleet:
         """As `key`, without a process of its own."""
         policy = KeyPolicy(parse_limits(requests=None, images=(), concurrency=None, budgets=budgets), None, None)
 
-        async def make() -> str:
+        return self._on_ledger(lambda store: Keyring(store, PEPPER.encode()).create(tenant, "test", policy=policy))[1]
+
+    def initialise(self) -> None:
+        """As `ledger init`, without a process of its own."""
+        self._on_ledger(epoch.initialise)
+
+    def _on_ledger(self, work: Callable[[Store], Awaitable[T]]) -> T:
+        async def go() -> T:
             store = Store(self.redis_url, timeout=5, connect_timeout=5, observe=lambda *_: None)
             try:
-                return (await Keyring(store, PEPPER.encode()).create(tenant, "test", policy=policy))[1]
+                return await work(store)
             finally:
                 await store.aclose()
 
-        return asyncio.run(make())
+        return asyncio.run(go())
 
     def launch(self, **environment: str) -> Replica:
         """Start one more replica, whether it becomes ready or not."""
@@ -254,7 +263,7 @@ def fleet(
     with (folder / "sandbox.log").open("wb") as log:
         stand_in = subprocess.Popen([*APP, "sandbox", *upstream_options, *sandbox], cwd=ROOT, stdout=log, stderr=log)
     try:
-        made.command("ledger", "init")
+        made.initialise()
         wait_until(lambda: _answers(upstream), 20)
         made.ready(*(made.launch() for _ in range(replicas)))
         yield made

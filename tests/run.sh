@@ -38,6 +38,4 @@ fi
 
 [ $# = 0 ] || exec .venv/bin/python -m pytest "$@"
 
-# What has the machine to itself runs alone: storms of requests, crashes, time limits.
-.venv/bin/python -m pytest -n 2 --dist loadfile --durations=15 --ignore=tests/faults --ignore=tests/mutants
-.venv/bin/python -m pytest --durations=15 tests/faults tests/mutants
+.venv/bin/python -m pytest -n 2 --dist worksteal --durations=15

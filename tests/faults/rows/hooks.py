@@ -103,7 +103,7 @@ async def _rebound(target: Target) -> int:
 @row(
     "S-02",
     "a receiver that never answers holds up its own tenant only, and its webhooks end in the list of dead ones",
-    ci={"stalled": 12, "quick": 12},
+    ci={"stalled": 6, "quick": 12},
     nightly={"stalled": 200, "quick": 200},
 )
 def a_tarpit(run: Run, stalled: int, quick: int) -> None:
