@@ -264,8 +264,9 @@ def fleet(
         stand_in = subprocess.Popen([*APP, "sandbox", *upstream_options, *sandbox], cwd=ROOT, stdout=log, stderr=log)
     try:
         made.initialise()
+        started = [made.launch() for _ in range(replicas)]
         wait_until(lambda: _answers(upstream), 20)
-        made.ready(*(made.launch() for _ in range(replicas)))
+        made.ready(*started)
         yield made
         LOOK.get()(made)
     finally:

@@ -19,7 +19,7 @@ from tests.e2e.exchange import BOUNDARY, FILE, FORM, form, make_keys, send
 from tests.fleet import Fleet, Replica
 
 Target = tuple[Fleet, Replica, dict[str, str]]
-REPEATS = 10
+REPEATS = 5
 JSON, MULTIPART = ("Content-Type", "application/json"), ("Content-Type", FORM)
 PHOTO = ("image", b"\xff\xd8\xff" + b"x" * 300, FILE)
 
