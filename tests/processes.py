@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import time
@@ -12,10 +13,11 @@ from pathlib import Path
 
 
 def _ports() -> Iterator[int]:
-    """In no order, none twice before all were given. Below those of clients: one could take a port of theirs before a
-    process that is still starting listens on it."""
+    """In no order, none twice before all were given, and none that a worker beside this one gives: it could take a port
+    before a process that is still starting listens on it. So could a client, hence they are below those of clients."""
     clients = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    ports = range(10_000, max(clients, 30_000))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ports = range(10_000 + worker, max(clients, 30_000), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
     return cycle(random.SystemRandom().sample(ports, len(ports)))
 
 

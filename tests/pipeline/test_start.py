@@ -22,7 +22,7 @@ DURABLE = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
 @contextmanager
 def valkey(folder: Path, port: int | None = None, **config: str) -> Iterator[str]:
     """A Valkey with its URL; persistent unless the configuration says otherwise."""
-    server = ValkeyServer(port=port, data_dir=folder, persist=True, config=DURABLE | config)
+    server = ValkeyServer(port=port or free_port(), data_dir=folder, persist=True, config=DURABLE | config)
     server.start()
     try:
         yield f"redis://127.0.0.1:{server.port}/0"
