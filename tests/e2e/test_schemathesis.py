@@ -13,7 +13,7 @@ import pytest
 from tests.e2e.exchange import make_keys
 from tests.fleet import ROOT, Fleet, fleet
 
-EXAMPLES = "40"
+EXAMPLES = "60"
 SEED = os.environ.get("KGW_SCHEMATHESIS_SEED", "20260101")
 TENANTS = '{"version": 1, "tenants": {"acme": {"name": "Acme"}}}\n'
 OPS = "^/(metrics|healthz|readyz)$"
