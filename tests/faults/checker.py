@@ -132,9 +132,10 @@ def always(fleet: Fleet) -> None:
     of every tenant, I9, and I10. Raises Broken."""
     with fleet.redis as client:
         tenants = sorted(name.decode() for name in client.smembers("kg:{ledger}:tenants"))
+    files = [yaml.safe_load(text)["tenants"] for text in dict.fromkeys(fleet.policies)]
     found = []
     for tenant in tenants:
-        caps, read = _caps(fleet, tenant), books(fleet, tenant)
+        caps, read = _caps(files, tenant), books(fleet, tenant)
         found += read.violations()
         found += [broken for name, window in read.windows.items() for broken in over(name, window, caps)]
     found += _without_tolerance(fleet)
@@ -143,12 +144,12 @@ def always(fleet: Fleet) -> None:
         raise Broken(found)
 
 
-def _caps(fleet: Fleet, tenant: str) -> dict[str, int]:
+def _caps(files: Iterable[Mapping[str, Any]], tenant: str) -> dict[str, int]:
     """Level -> the highest daily cap that its tenants files ever had, in micro-dollars; a level that once had none, or
     has one over another time too, counts as uncapped."""
     highest: dict[str, int] = {}
-    for text in fleet.policies:
-        limits = yaml.safe_load(text)["tenants"].get(tenant, {}).get("limits", {})
+    for tenants in files:
+        limits = tenants.get(tenant, {}).get("limits", {})
         budgets = {"tenant": limits.get("budgets", ()), "user": limits.get("per_user", {}).get("budgets", ())}
         for level, caps in budgets.items():
             daily = [int(Decimal(cap["usd"]) * MICRO) for cap in caps if cap["per"] == "day"]
